@@ -1,0 +1,13 @@
+// Python module bitwright._native: each kernel registers its own functions.
+#include <nanobind/nanobind.h>
+
+namespace bitwright {
+void bind_digit_histogram(nanobind::module_& m);
+void bind_gate_simulation(nanobind::module_& m);
+}
+
+NB_MODULE(_native, m) {
+    m.doc() = "Native kernels of Bitwright.";
+    bitwright::bind_digit_histogram(m);
+    bitwright::bind_gate_simulation(m);
+}

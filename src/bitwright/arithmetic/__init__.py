@@ -1,0 +1,1 @@
+"""Number formats, digit encodings and their statistics."""

@@ -1,0 +1,1 @@
+"""Workload, machine, cost, timeline and quantity: what all floors share."""

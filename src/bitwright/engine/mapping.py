@@ -1,0 +1,209 @@
+"""A workload on a tensor engine: cycles, on-chip and off-chip traffic of every operator, and the resulting timeline.
+
+Products run on the array; everything else runs on a vector unit of a given number of lanes, on operands that pass
+through it on their way to or from the buffer. Between operators, tensors live in external memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitwright.core.errors import InputError
+from bitwright.core.timeline import Schedule, Timeline
+from bitwright.core.workload import FORMAT_BITS, Gemm, Kind, Operator, Role, Tensor, Workload
+from bitwright.engine.systolic import SystolicArray, buffer_accesses, cycles
+
+# Kinds whose operands pass through the vector unit on the way between array and buffer, at no external traffic.
+_FUSED = (Kind.SOFTMAX, Kind.NORMALISATION, Kind.ELEMENTWISE, Kind.REDUCTION)
+_PREFETCHED = (Role.WEIGHT, Role.KV, Role.OPTIMIZER)
+
+
+@dataclass(frozen=True)
+class System:
+    """What surrounds the array: buffer, vector unit and external memory.
+
+    `buffer_bytes` holds one resident panel in one half while the other half streams; `memory_bandwidth` in bytes/s.
+    """
+
+    clock_hz: float
+    buffer_bytes: float
+    vector_lanes: int
+    memory_bandwidth: float
+    memory_name: str = "memory"
+
+
+@dataclass(frozen=True)
+class OperatorOnEngine:
+    """One operator on an engine. Cycles and buffer accesses are exact; traffic follows the panel schedule."""
+
+    name: str
+    kind: Kind
+    array_cycles: int
+    vector_cycles: int
+    macs: int
+    buffer_read_bytes: float
+    buffer_write_bytes: float
+    memory_prefetch_bytes: float  # weights and KV cache: known before the predecessor finishes
+    memory_read_bytes: float  # everything read, prefetchable or not
+    memory_write_bytes: float
+
+    @property
+    def memory_bytes(self) -> float:
+        """External traffic in both directions."""
+        return self.memory_read_bytes + self.memory_write_bytes
+
+
+def panel_traffic(
+    gemm: Gemm, array: SystolicArray, left_bytes: float, right_bytes: float, buffer_bytes: float
+) -> tuple[float, float]:
+    """External bytes read for the left (m, k) and right (k, n) operand of all products of a batch.
+
+    Half of the buffer holds a panel of whole rows of one operand (or whole columns of the other) while the other operand streams past
+    it once per panel; when not even one array-high panel fits, both stream, once per tile of the array. The cheapest
+    of the three schedules is taken. `left_bytes` and `right_bytes` are bytes per element.
+    """
+    left = gemm.m * gemm.k * left_bytes
+    right = gemm.n * gemm.k * right_bytes
+    options = [(left * math.ceil(gemm.n / array.columns), right * math.ceil(gemm.m / array.rows))]
+    left_panels = _panels(gemm.m, array.rows, gemm.k * left_bytes, buffer_bytes / 2)
+    right_panels = _panels(gemm.n, array.columns, gemm.k * right_bytes, buffer_bytes / 2)
+    if left_panels:
+        options.append((left, right * left_panels))
+    if right_panels:
+        options.append((left * right_panels, right))
+    best = min(options, key=sum)
+    return best[0] * gemm.batch, best[1] * gemm.batch
+
+
+def _panels(lines: int, tile: int, line_bytes: float, room_bytes: float) -> int:
+    """Panels needed for `lines` rows (or columns) in `room_bytes`, in whole tiles of the array; 0 if none fits."""
+    if lines * line_bytes <= room_bytes:
+        return 1
+    per_panel = int(room_bytes // line_bytes) // tile * tile
+    return math.ceil(lines / per_panel) if per_panel else 0
+
+
+def map_operator(operator: Operator, array: SystolicArray, system: System) -> OperatorOnEngine:
+    """Cycles and traffic of one operator. Operators of unknown kind are charged their bytes and no cycles."""
+    gemms = operator.gemms()
+    if gemms:
+        return _map_products(operator, gemms, array, system)
+    fused = operator.kind in _FUSED
+    vector_cycles = 0
+    if operator.kind is not Kind.UNKNOWN:
+        vector_cycles = math.ceil(max(operator.points, _written(operator)) / system.vector_lanes)
+    if operator.kind is Kind.GATHER:  # only the gathered rows move
+        moved = sum(tensor.bytes(operator.loops) for tensor in operator.outputs)
+        return _off_array(operator, vector_cycles, 0.0, moved, moved)
+    weights = sum(tensor.bytes(operator.loops) for tensor in operator.inputs if tensor.role in _PREFETCHED)
+    if fused:
+        return _off_array(operator, vector_cycles, weights, weights, 0.0)
+    return _off_array(operator, vector_cycles, weights, operator.bytes_read, operator.bytes_written)
+
+
+def _written(operator: Operator) -> int:
+    return sum(tensor.elements(operator.loops) for tensor in operator.outputs)
+
+
+def _off_array(
+    operator: Operator, vector_cycles: int, prefetch: float, read: float, written: float
+) -> OperatorOnEngine:
+    return OperatorOnEngine(operator.name, operator.kind, 0, vector_cycles, 0, 0.0, 0.0, prefetch, read, written)
+
+
+def _element_bytes(tensor: Tensor) -> float:
+    return FORMAT_BITS[tensor.format] / 8
+
+
+def _map_products(operator: Operator, gemms: Sequence[Gemm], array: SystolicArray, system: System) -> OperatorOnEngine:
+    if len(operator.inputs) < 2:
+        raise InputError(f"Operator {operator.name!r} is a product but names {len(operator.inputs)} input tensors.")
+    attention = operator.kind is Kind.ATTENTION
+    left_tensor = operator.inputs[0]
+    result_bytes = _element_bytes(operator.outputs[0])
+    array_cycles = 0
+    read = prefetch = buffer_read = buffer_write = 0.0
+    for index, gemm in enumerate(gemms):
+        right_tensor = operator.inputs[1 + index] if attention and len(operator.inputs) > 2 else operator.inputs[1]
+        left, right = _element_bytes(left_tensor), _element_bytes(right_tensor)
+        array_cycles += gemm.batch * int(cycles(array, gemm.m, gemm.n, gemm.k))
+        left_words, right_words, result_words = buffer_accesses(array, gemm)
+        buffer_read += left_words * left + right_words * right
+        buffer_write += result_words * result_bytes
+        left_read, right_read = panel_traffic(gemm, array, left, right, system.buffer_bytes)
+        if attention:
+            # The second product takes its left operand from the vector unit (softmax), not from memory, and the
+            # query heads of a group share one read of their keys and values.
+            left_read = left_read if index == 0 else 0.0
+            right_read /= operator.attributes.get("heads_per_kv_head", 1)
+        read += left_read + right_read
+        prefetch += left_read * (left_tensor.role in _PREFETCHED) + right_read * (right_tensor.role in _PREFETCHED)
+    read += sum(tensor.bytes(operator.loops) for tensor in operator.inputs[3 if attention else 2 :])
+    written = sum(tensor.bytes(operator.loops) for tensor in operator.outputs)
+    vector_cycles = 0
+    if attention:  # softmax between the two products: one pass for the maximum, one for exponential and sum
+        vector_cycles = math.ceil(2 * gemms[0].batch * gemms[0].m * gemms[0].n / system.vector_lanes)
+    return OperatorOnEngine(
+        operator.name, operator.kind, array_cycles, vector_cycles, operator.macs, buffer_read, buffer_write,
+        prefetch, read, written,
+    )  # fmt: skip
+
+
+def map_workload(workload: Workload, array: SystolicArray, system: System) -> list[OperatorOnEngine]:
+    """Every operator of a workload on an engine, in the workload's order."""
+    return [map_operator(operator, array, system) for operator in workload]
+
+
+def schedule(mapped: Sequence[OperatorOnEngine], edges: Sequence[tuple[int, int]], system: System) -> Schedule:
+    """Simulate the operators on three resources: array, vector unit and memory channel.
+
+    Weights and cached keys and values are loaded while the predecessor computes (two operators share the buffer), so
+    such a load waits for the operator before the predecessor; activations are loaded once they have been written.
+    Results are written back after computing. Where an operator has both, the vector part (softmax of attention)
+    overlaps the array part of the same operator.
+    """
+    producers: dict[int, list[int]] = {}
+    for producer, consumer in edges:
+        producers.setdefault(consumer, []).append(producer)
+    timeline = Timeline()
+    array = timeline.resource("array")
+    vector = timeline.resource("vector unit")
+    memory = timeline.resource(system.memory_name)
+
+    def load(operator: OperatorOnEngine, size_bytes: float, after: list[int]) -> int:
+        duration = size_bytes / system.memory_bandwidth
+        return timeline.task(f"load {operator.name}", duration, [memory], after=after, category="memory")
+
+    finish: list[list[int]] = []
+    computed: list[list[int]] = []
+    for index, operator in enumerate(mapped):
+        inputs = [task for producer in producers.get(index, []) for task in finish[producer]]
+        ready = list(inputs)
+        prefetched, dependent = (
+            operator.memory_prefetch_bytes,
+            operator.memory_read_bytes - operator.memory_prefetch_bytes,
+        )
+        if prefetched:
+            buffer_free = computed[index - 2] if index >= 2 else []
+            ready.append(load(operator, prefetched, buffer_free))
+        if dependent > 0:
+            ready.append(load(operator, dependent, inputs))
+        tasks = []
+        if operator.array_cycles:
+            duration = operator.array_cycles / system.clock_hz
+            tasks.append(timeline.task(operator.name, duration, [array], after=ready, category=str(operator.kind)))
+        if operator.vector_cycles:
+            duration = operator.vector_cycles / system.clock_hz
+            tasks.append(timeline.task(operator.name, duration, [vector], after=ready, category=str(operator.kind)))
+        computed.append(tasks or ready)
+        done = tasks or ready
+        if operator.memory_write_bytes:
+            written = timeline.task(
+                f"store {operator.name}", operator.memory_write_bytes / system.memory_bandwidth, [memory],
+                after=done, category="memory",
+            )  # fmt: skip
+            done = [written]
+        finish.append(done)
+    return timeline.simulate()

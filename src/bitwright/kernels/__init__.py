@@ -1,0 +1,1 @@
+"""Native CPU kernels and their work and traffic predictions."""

@@ -1,0 +1,1 @@
+"""Networks as PyTorch modules, real-weight loaders and language-model configurations."""

@@ -1,0 +1,1 @@
+"""Parallel schedules and memory tiers."""

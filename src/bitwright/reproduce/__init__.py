@@ -1,0 +1,1 @@
+"""The catalogue of the published systems, with their claims."""

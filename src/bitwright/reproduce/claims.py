@@ -1,0 +1,73 @@
+"""Claims of a published system: what was published, what we find, and how the two compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from bitwright.core.errors import BitwrightError
+from bitwright.core.quantity import Quantity
+
+
+class Verdict(StrEnum):
+    """How our figure compares with the published one."""
+
+    AGREES = "agrees"  # within the tolerance
+    DIFFERS = "differs"  # outside the tolerance; the explanation says why
+    REPORTED = "reported"  # shown beside the published figure, not comparable under the same conditions
+    UNAVAILABLE = "unavailable"  # could not be measured here (a missing cell library, for example)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published figure, its conditions, and the function that finds ours.
+
+    `tolerance` is relative (0.03 = within 3 %); None means that conditions differ too much for a verdict.
+    `explanation` says where a difference comes from, when there is one.
+    """
+
+    name: str
+    conditions: str
+    published: Quantity
+    measure: Callable[[], Quantity]
+    tolerance: float | None
+    explanation: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim after it was measured."""
+
+    name: str
+    conditions: str
+    published: Quantity
+    ours: Quantity | None
+    verdict: Verdict
+    explanation: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values of every field."""
+        return {
+            "name": self.name,
+            "conditions": self.conditions,
+            "published": self.published.to_json(),
+            "ours": self.ours.to_json() if self.ours else None,
+            "verdict": str(self.verdict),
+            "explanation": self.explanation,
+        }
+
+
+def check(claim: Claim) -> ClaimResult:
+    """Measure one claim. What cannot be measured here is reported as unavailable, with the reason."""
+    try:
+        ours = claim.measure()
+    except BitwrightError as error:
+        return ClaimResult(claim.name, claim.conditions, claim.published, None, Verdict.UNAVAILABLE, str(error))
+    verdict = Verdict.REPORTED
+    if claim.tolerance is not None:
+        difference = abs(ours.value - claim.published.value)
+        within = difference <= claim.tolerance * abs(claim.published.value)
+        verdict = Verdict.AGREES if within else Verdict.DIFFERS
+    return ClaimResult(claim.name, claim.conditions, claim.published, ours, verdict, claim.explanation)

@@ -1,0 +1,1 @@
+"""Architecture search and elastic networks."""

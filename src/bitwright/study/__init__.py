@@ -1,0 +1,1 @@
+"""Studies: files that name a model, machines and techniques, their evaluation and their reports."""

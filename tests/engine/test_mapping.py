@@ -1,0 +1,89 @@
+"""Traffic against a brute-force walk of the panel schedule that counts every load into a buffer of fixed size."""
+
+import math
+
+import pytest
+from bitwright.core.workload import Gemm, Kind, Operator, Role, Tensor, Workload
+from bitwright.engine.mapping import System, map_operator, map_workload, panel_traffic, schedule
+from bitwright.engine.systolic import SystolicArray
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+class ArrayShape:
+    """Only the shape matters for traffic."""
+
+    rows = 4
+    columns = 8
+
+
+def walk(lines, tile, streamed, k, room):
+    """Load whole tiles of resident lines while they fit, then stream the other operand past them; count elements."""
+    loaded = 0
+    position = 0
+    while position < lines:
+        held = 0
+        while position < lines:
+            step = min(tile, lines - position)
+            if (held + step) * k > room:
+                break
+            held += step
+            position += step
+        if held == 0:
+            return math.inf
+        loaded += held * k + streamed * k
+    return loaded
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40), st.integers(16, 4000), st.integers(1, 3))
+def test_panel_traffic_equals_a_walk_of_the_schedule(m, n, k, buffer_bytes, batch):
+    room = buffer_bytes / 2
+    unblocked = m * k * math.ceil(n / 8) + n * k * math.ceil(m / 4)
+    expected = min(unblocked, walk(m, 4, n, k, room), walk(n, 8, m, k, room))
+    # An operand that fits whole needs no tile alignment.
+    if min(m, n) * k <= room:
+        expected = min(expected, m * k + n * k)
+    assert sum(panel_traffic(Gemm(batch, m, n, k), ArrayShape(), 1, 1, buffer_bytes)) == expected * batch
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.integers(16, 10**6))
+def test_traffic_is_never_below_compulsory(m, n, k, buffer_bytes):
+    left, right = panel_traffic(Gemm(1, m, n, k), ArrayShape(), 1, 2, buffer_bytes)
+    assert left >= m * k
+    assert right >= 2 * n * k
+
+
+def product(name, source, result, weight, m=32, n=16, k=16):
+    loops = {"m": m, "n": n, "k": k}
+    return Operator(
+        name,
+        Kind.MATMUL,
+        loops,
+        (
+            Tensor(source, ({"m": 1}, {"k": 1}), "int8"),
+            Tensor(weight, ({"k": 1}, {"n": 1}), "int8", Role.WEIGHT),
+        ),
+        (Tensor(result, ({"m": 1}, {"n": 1}), "int8"),),
+    )
+
+
+SYSTEM = System(clock_hz=1e9, buffer_bytes=2**16, vector_lanes=8, memory_bandwidth=1e9)
+
+
+def test_a_chain_respects_its_dependencies_and_overlaps_weight_loads():
+    array = SystolicArray(rows=4, columns=4)
+    workload = Workload("chain", (product("first", "x", "y", "w1"), product("second", "y", "z", "w2")))
+    mapped = map_workload(workload, array, SYSTEM)
+    result = schedule(mapped, workload.edges(), SYSTEM)
+    serial = sum(op.array_cycles / SYSTEM.clock_hz + op.memory_bytes / SYSTEM.memory_bandwidth for op in mapped)
+    overlapped = mapped[1].memory_prefetch_bytes / SYSTEM.memory_bandwidth
+    assert result.makespan == pytest.approx(serial - overlapped)
+
+
+def test_unknown_operators_cost_their_bytes():
+    operator = Operator(
+        "custom", Kind.UNKNOWN, {"i": 10}, (Tensor("a", ({"i": 1},)),), (Tensor("b", ({"i": 1},)),), target="my_op"
+    )
+    mapped = map_operator(operator, SystolicArray(rows=4, columns=4), SYSTEM)
+    assert mapped.memory_bytes == 80
+    assert mapped.array_cycles == mapped.vector_cycles == 0
