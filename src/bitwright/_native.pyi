@@ -1,0 +1,37 @@
+"""Types of the native kernels; shapes and meanings are in native/*.cpp."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+def digit_histogram(
+    values: NDArray[np.int8], digit_counts: NDArray[np.uint8], histogram: NDArray[np.int64]
+) -> None: ...
+def simulate_gates(
+    tables: NDArray[np.uint64],
+    gate_inputs: NDArray[np.int32],
+    gate_outputs: NDArray[np.int32],
+    flop_data: NDArray[np.int32],
+    flop_outputs: NDArray[np.int32],
+    stimulus_nets: NDArray[np.int32],
+    stimulus: NDArray[np.uint64],
+    observed_nets: NDArray[np.int32],
+    observed: NDArray[np.uint64],
+    lanes: NDArray[np.uint64],
+    toggles: NDArray[np.int64],
+) -> None: ...
+def simulate_timeline(
+    durations: NDArray[np.float64],
+    priorities: NDArray[np.int64],
+    after_offsets: NDArray[np.int64],
+    after: NDArray[np.int32],
+    takes_offsets: NDArray[np.int64],
+    takes: NDArray[np.int32],
+    take_amounts: NDArray[np.float64],
+    gives_offsets: NDArray[np.int64],
+    gives: NDArray[np.int32],
+    give_amounts: NDArray[np.float64],
+    capacities: NDArray[np.float64],
+    start: NDArray[np.float64],
+    finish: NDArray[np.float64],
+    cause: NDArray[np.int32],
+) -> int: ...
