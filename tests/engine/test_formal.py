@@ -1,0 +1,59 @@
+"""Formal proofs of the processing elements' arithmetic, and that they refute a wrong one."""
+
+import pytest
+
+from bitwright.core.errors import InputError
+from bitwright.engine.formal import formal_equivalence
+from bitwright.engine.rtl import Arithmetic
+from bitwright.engine.systolic import SystolicArray
+
+ELEMENTS = ["multiply-accumulate", "compressed-accumulation"]
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_pieces_at_full_width(element):
+    report = formal_equivalence(SystolicArray(2, 2, element))
+    assert report.passed, report.refuted
+    expected = {"digits", *(f"multiple_{row}" for row in range(1, 5))}
+    compressed = {f"full_adders_{row}" for row in range(1, 5)}
+    accumulate = {"full_adders_1", "full_adders_2", "addition_1", "addition_2"}
+    assert set(report.proved) == expected | (compressed if element == "compressed-accumulation" else accumulate)
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_whole_at_small_width(element):
+    report = formal_equivalence(SystolicArray(2, 2, element, a_bits=4, b_bits=4, accumulator_bits=10), whole=True)
+    assert report.passed
+    assert "whole" in report.proved
+
+
+def test_opaque_product_is_proved_whole():
+    assert formal_equivalence(SystolicArray(2, 2, multiplier="tool")).proved == ("whole",)
+
+
+def test_a_wrong_full_adder_is_refuted(monkeypatch):
+    right = Arithmetic.full_adders
+
+    def wrong(self, words, bits):
+        total, carry = right(self, words, bits)
+        return total, self._word(f"wrong_{self._rows}", bits, carry & ~2)
+
+    monkeypatch.setattr(Arithmetic, "full_adders", wrong)
+    report = formal_equivalence(SystolicArray(2, 2, "compressed-accumulation"))
+    assert not report.passed
+    assert all(name.startswith("full_adders") for name in report.refuted)
+
+
+def test_only_booth_digits_have_hardware():
+    with pytest.raises(InputError, match="encoding 'mbe'"):
+        formal_equivalence(SystolicArray(2, 2, encoding="csd"))
+
+
+def test_a_wrong_multiple_is_refuted(monkeypatch):
+    right = Arithmetic._map
+
+    def wrong(self, words, weight, out):
+        return right(self, [words[0], words[1] ^ (weight == 3)], weight, out)
+
+    monkeypatch.setattr(Arithmetic, "_map", wrong)
+    assert list(formal_equivalence(SystolicArray(2, 2)).refuted) == ["multiple_4"]
