@@ -51,7 +51,7 @@ class ModelSection(_Section):
     formats: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
     text: str = "default"
     window: int = Field(512, ge=16)
-    tokens: int = Field(4096, ge=16)
+    tokens: int = Field(2048, ge=16)
 
 
 class WorkloadSection(_Section):

@@ -39,6 +39,7 @@ class Gates:
     library: str
     element_area: Quantity
     array_area: Quantity
+    element_max_frequency: Quantity
     max_frequency: Quantity
     peak: Quantity
     density: Quantity

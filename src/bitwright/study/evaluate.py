@@ -1,0 +1,70 @@
+"""Evaluate a study: model, then operands, then engines down to gates, then the workload mapped on them."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from bitwright import __version__
+from bitwright.core.machine import memory_preset
+from bitwright.core.progress import progress
+from bitwright.engine.yosys import yosys_version
+from bitwright.study.file import Study
+from bitwright.study.hardware import BuiltEngine, build_engine
+from bitwright.study.performance import build_workloads, map_phase, workload_figures
+from bitwright.study.quality import digit_histograms, layer_digits, measure_quality, sample_operands
+from bitwright.study.result import StudyResult
+
+
+def evaluate_study(study: Study, folder: Path) -> StudyResult:
+    """Evaluate a study; paths in it are relative to `folder`.
+
+    Expensive steps (running the model, synthesis, gate-level simulation) are taken from the cache when their inputs have
+    not changed. Raises BitwrightError for anything that cannot be done.
+    """
+    memory = memory_preset(study.memory)  # a wrong name should fail before the long steps
+    workloads = build_workloads(study)
+    tokens = {"prefill": study.workload.batch * study.workload.prompt, "decode": study.workload.batch}
+    with progress(f"Evaluating {study.title}", 3) as advance:
+        quality = measure_quality(study.model, folder)
+        operands = sample_operands(study.model, folder, study.seed)
+        advance(1)
+        engines: list[BuiltEngine] = []
+        for section in study.engines:
+            for library in study.libraries:
+                engines.append(build_engine(study, section, library, folder, operands))
+        advance(1)
+        phases = tuple(
+            map_phase(study, engine, name, workload, tokens[name])
+            for name, workload in workloads.items()
+            for engine in engines
+        )
+        advance(1)
+    roofline = {f"{engine.gates.engine} / {engine.gates.library}": engine.gates.peak.value * 1e12 for engine in engines}
+    return StudyResult(
+        title=study.title,
+        inputs=study.model_dump(mode="json"),
+        workloads={name: workload_figures(workload, tokens[name]) for name, workload in workloads.items()},
+        quality=quality,
+        digits=layer_digits(operands),
+        digit_histograms=digit_histograms(operands),
+        gates=tuple(engine.gates for engine in engines),
+        phases=phases,
+        roofline={**roofline, "memory_bandwidth": memory.bandwidth.value},
+        notes=_notes(
+            study, memory.bandwidth.value, [note for workload in workloads.values() for note in workload.notes]
+        ),
+        versions={"bitwright": __version__, "python": platform.python_version(), "yosys": yosys_version()},
+    )
+
+
+def _notes(study: Study, bandwidth: float, workload_notes: list[str]) -> tuple[str, ...]:
+    return (
+        f"External memory: {study.memory}, {bandwidth / 1e9:g} GB/s; operand buffer of {study.buffer.capacity / 1024:g} KiB; "
+        f"vector unit of {study.vector_lanes} lanes at the array's clock. None of the three is synthesised.",
+        "Array cycles assume operands at the array's edges when it wants them; the timeline adds the memory's time. Softmax, "
+        "normalisation and element-wise operators work on operands that pass the vector unit, at no external traffic.",
+        "Gates before placement: no wires, no clock tree, no glitches. Switching energy is that of linear-layer tiles and "
+        "is applied to the attention products as well.",
+        *workload_notes,
+    )

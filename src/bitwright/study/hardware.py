@@ -1,0 +1,217 @@
+"""The engine part of a study: RTL, gates, timing, and the switching energy of the model's own operands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitwright.core import cache
+from bitwright.core.errors import BitwrightError
+from bitwright.core.progress import progress
+from bitwright.core.quantity import Evidence, Quantity
+from bitwright.engine.evaluate import evaluate
+from bitwright.engine.gate_simulation import simulate
+from bitwright.engine.liberty import Library
+from bitwright.engine.libraries import find_library
+from bitwright.engine.netlist import Netlist
+from bitwright.engine.power import activity_power
+from bitwright.engine.rtl import OUTPUT_STAGE, PE, TOP, generate
+from bitwright.engine.synthesis import ArrayReport, synthesise_array
+from bitwright.engine.systolic import SystolicArray, cycles
+from bitwright.engine.timing import analyse_timing
+from bitwright.study.file import EngineSection, Study
+from bitwright.study.quality import Operands
+from bitwright.study.result import Gates
+
+# Part of the cache key of simulated activity: increase when the stimulus or the energy model changes.
+_ACTIVITY_VERSION = 1
+_LANES = 64
+_TILES = 2
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine with its gates; switching energy of the whole array per cycle (J), by phase."""
+
+    array: SystolicArray
+    gates: Gates
+    switching_j_per_cycle: Mapping[str, float]
+    leakage_w: float
+
+
+def describe_array(section: EngineSection) -> SystolicArray:
+    """The array a study describes."""
+    return SystolicArray(
+        rows=section.rows,
+        columns=section.columns,
+        processing_element=section.processing_element,
+        a_bits=section.operand_bits,
+        b_bits=section.operand_bits,
+        accumulator_bits=section.accumulator_bits,
+    )
+
+
+def build_engine(
+    study: Study, section: EngineSection, library_name: str, folder: Path, operands: Sequence[Operands]
+) -> BuiltEngine:
+    """Generate, synthesise, time and simulate one engine in one library; expensive results come from the cache.
+
+    Raises BitwrightError when the netlist, driven with the model's operands, disagrees with the exact evaluation.
+    """
+    library = find_library(library_name)
+    array = describe_array(section)
+    verilog = generate(array)
+    report = synthesise_array(verilog, TOP, library, objective=study.objective)
+    activity = {
+        phase: _cached_activity(array, report, library, operands, rows, study.seed, f"{section.name}, {phase}")
+        for phase, rows in (("prefill", array.rows), ("decode", min(study.workload.batch, array.rows)))
+    }
+    gates = _figures(section, library, array, report, verilog, activity)
+    return BuiltEngine(array, gates, {phase: entry["energy_j"] for phase, entry in activity.items()}, report.leakage_w)
+
+
+def _figures(
+    section: EngineSection, library: Library, array: SystolicArray, report: ArrayReport, verilog: str,
+    activity: Mapping[str, Mapping[str, Any]],
+) -> Gates:  # fmt: skip
+    element, stage = report.parts[PE], report.parts[OUTPUT_STAGE]
+    count = array.rows * array.columns
+    frequency = 1 / report.period_s
+    peak = 2 * count * frequency
+    source = f"{library.name} cells, {element.tool}, before placement"
+
+    def synthesised(value: float, unit: str, note: str = "") -> Quantity:
+        return Quantity(value, unit, Evidence.SYNTHESISED, f"{source}{note}")
+
+    return Gates(
+        engine=section.name,
+        library=library.name,
+        element_area=synthesised(element.area_um2, "um2"),
+        array_area=synthesised(report.area_um2, "um2", ", buffer and vector unit not included"),
+        element_max_frequency=synthesised(element.maximum_frequency_hz or 0.0, "Hz", ", fastest netlist of the search"),
+        max_frequency=synthesised(frequency, "Hz", f", whole array, best {element.objective}"),
+        peak=synthesised(peak / 1e12, "TOP/s", ", two operations per multiply-accumulate"),
+        density=synthesised(peak / 1e12 / (report.area_um2 / 1e6), "TOP/s/mm2"),
+        leakage=synthesised(report.leakage_w, "W"),
+        recipe=element.recipe,
+        areas_um2={
+            "elements, logic": count * element.combinational_area_um2,
+            "elements, registers": count * element.sequential_area_um2,
+            "output stages": report.instances[OUTPUT_STAGE] * stage.area_um2,
+            "skew and control": report.glue.area_um2,
+        },
+        verilog=verilog,
+        checks=tuple(
+            f"netlist of {entry['cells']:,} cells simulated over {entry['cycles']:,} cycles x {entry['streams']} streams of "
+            f"the model's operands ({phase}): {entry['results']:,} results equal the exact evaluation"
+            for phase, entry in activity.items()
+        ),
+    )
+
+
+def _cached_activity(
+    array: SystolicArray, report: ArrayReport, library: Library, operands: Sequence[Operands], rows: int, seed: int,
+    description: str,
+) -> dict[str, Any]:  # fmt: skip
+    netlists = [report.glue.netlist_json, *(part.netlist_json for part in report.parts.values())]
+    sample = hashlib.sha256()
+    for entry in operands:
+        sample.update(entry.activations.tobytes() + entry.weights.tobytes())
+    inputs = {
+        "version": _ACTIVITY_VERSION, "netlists": [text.encode() for text in netlists], "library": library.digest,
+        "operands": sample.digest(), "rows": rows, "seed": seed, "array": repr(array),
+    }  # fmt: skip
+
+    def compute() -> dict[str, Any]:
+        return simulate_activity(array, report.netlist(library), operands, rows, seed, report.period_s, description)
+
+    result: dict[str, Any] = cache.get_or_compute("activity", inputs, compute)
+    return result
+
+
+def simulate_activity(
+    array: SystolicArray, netlist: Netlist, operands: Sequence[Operands], rows: int, seed: int, period_s: float,
+    description: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Run the array's netlist on tiles of the model's operands, 64 at once, and take the energy of its switching.
+
+    Tiles are drawn from the layers in proportion to their multiply-accumulates, so that the mean energy per cycle is
+    that of the whole network's linear layers. Every result is compared with the exact evaluation.
+    """
+    depth = min(entry.activations.shape[1] for entry in operands)
+    lanes = _draw_layers(operands, seed)
+    columns = min(_TILES * array.columns, min(entry.weights.shape[1] for entry in operands))
+    left = np.stack([entry.activations[:rows, :depth] for entry in lanes]).astype(np.int64)
+    right = np.stack([entry.weights[:depth, :columns] for entry in lanes]).astype(np.int64)
+    with progress(f"Simulating gates of {description}", 1) as advance:
+        stimulus = _stimulus(array, left, right)
+        simulation = simulate(netlist, stimulus)
+        results = _compare(array, simulation.outputs, left, right)
+        power = activity_power(netlist, simulation.toggles, simulation.intervals, period_s, analyse_timing(netlist))
+        advance(1)
+    return {
+        "energy_j": power.energy_j_per_cycle,
+        "combinational_j": power.combinational_j,
+        "sequential_j": power.sequential_j,
+        "clock_j": power.clock_j,
+        "cells": sum(netlist.cells.values()),
+        "cycles": len(stimulus["valid"]),
+        "streams": len(lanes),
+        "results": results,
+    }
+
+
+def _draw_layers(operands: Sequence[Operands], seed: int) -> list[Operands]:
+    """64 layers, each as often as its share of the multiply-accumulates (systematic sampling)."""
+    weights = np.array([entry.macs for entry in operands], float)
+    at = (np.arange(_LANES) + np.random.default_rng(seed).random()) / _LANES
+    chosen = np.searchsorted(np.cumsum(weights) / weights.sum(), at)
+    return [operands[int(index)] for index in chosen]
+
+
+def _stimulus(array: SystolicArray, left: NDArray[np.int64], right: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Ports of the array over one product per lane: left (lanes, m, k), right (lanes, k, n), with m up to the rows."""
+    lanes, m, depth = left.shape
+    n = right.shape[2]
+    total = int(cycles(array, m, n, depth))
+    ports = ["rst", "valid", "last"]
+    ports += [f"a_{row}" for row in range(array.rows)] + [f"b_{column}" for column in range(array.columns)]
+    stimulus = {port: np.zeros((total, lanes), np.int64) for port in ports}
+    for tile, first in enumerate(range(0, n, array.columns)):
+        start = tile * (depth + array.rows)
+        stimulus["valid"][start : start + depth] = 1
+        stimulus["last"][start + depth - 1] = 1
+        for row in range(m):
+            stimulus[f"a_{row}"][start : start + depth] = left[:, row, :].T
+        for column in range(min(array.columns, n - first)):
+            stimulus[f"b_{column}"][start : start + depth] = right[:, :, first + column].T
+    return stimulus
+
+
+def _compare(
+    array: SystolicArray, outputs: Mapping[str, NDArray[np.uint64]], left: NDArray[np.int64], right: NDArray[np.int64]
+) -> int:
+    """Check every result that leaves the netlist; returns how many."""
+    lanes, m, depth = left.shape
+    n = right.shape[2]
+    shift = np.uint64(64 - array.accumulator_bits)
+    expected = np.stack([evaluate(array, left[lane], right[lane]) for lane in range(lanes)])
+    compared = 0
+    for tile, first in enumerate(range(0, n, array.columns)):
+        for column in range(min(array.columns, n - first)):
+            start = tile * (depth + array.rows) + depth + array.rows + column + 1
+            raw = outputs[f"result_{column}"][start : start + array.rows][::-1][:m]
+            seen = (raw << shift).view(np.int64) >> np.int64(64 - array.accumulator_bits)
+            if not np.array_equal(seen, expected[:, :, first + column].T):
+                raise BitwrightError(
+                    f"The netlist of the {array.rows}x{array.columns} {array.processing_element} array gives wrong results in "
+                    f"column {column}: synthesis or simulation is at fault; its figures cannot be trusted."
+                )
+            compared += seen.size
+    return compared

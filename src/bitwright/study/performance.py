@@ -1,0 +1,101 @@
+"""The workload part of a study: phases mapped on an engine, as cycles, time, traffic and energy per token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bitwright.core.machine import memory_preset
+from bitwright.core.quantity import Evidence, Quantity
+from bitwright.core.workload import Role, Workload
+from bitwright.engine.mapping import System, map_workload, schedule
+from bitwright.study.file import Study
+from bitwright.study.hardware import BuiltEngine
+from bitwright.study.result import Phase
+
+_INT8 = {Role.WEIGHT: "int8", Role.ACTIVATION: "int8", Role.KV: "int8"}
+
+
+def build_workloads(study: Study) -> dict[str, Workload]:
+    """The phases of the study as INT8 workloads: prefill of the prompt, and one decode step."""
+    from bitwright.models.configurations import configuration
+    from bitwright.models.trace_configuration import trace_configuration
+
+    config = configuration(study.model.name)
+    section = study.workload
+    prefill = trace_configuration(config, phase="prefill", batch=section.batch, tokens=section.prompt)
+    decode = trace_configuration(config, phase="decode", batch=section.batch, context=section.context)
+    return {"prefill": prefill.with_formats(_INT8), "decode": decode.with_formats(_INT8)}
+
+
+def workload_figures(workload: Workload, tokens: int) -> dict[str, Quantity]:
+    """What a phase computes and moves at the least, whatever it runs on."""
+    source = "counted from the loop nests"
+    weights = sum(size for _, size in workload.tensors(Role.WEIGHT).values())
+    return {
+        "tokens": Quantity(tokens, "", Evidence.PREDICTED, "given by the study"),
+        "products": Quantity(workload.macs, "MAC", Evidence.PREDICTED, source),
+        "weights": Quantity(weights, "B", Evidence.PREDICTED, source),
+        "compulsory traffic": Quantity(workload.bytes, "B", Evidence.PREDICTED, source + ", no operator fused"),
+    }
+
+
+def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, tokens: int) -> Phase:
+    """One phase on one engine.
+
+    Array cycles are exact; time adds the stated memory and vector unit; the array's energy is that of the cycles it
+    works, from the switching of the model's own operands, and leakage over the whole time.
+    """
+    memory = memory_preset(study.memory)
+    clock = engine.gates.max_frequency.value
+    system = System(clock, study.buffer.capacity, study.vector_lanes, memory.bandwidth.value, study.memory)
+    mapped = map_workload(workload, engine.array, system)
+    timeline = schedule(mapped, workload.edges(), system)
+    cycles = sum(operator.array_cycles for operator in mapped)
+    macs = sum(operator.macs for operator in mapped)
+    memory_bytes = sum(operator.memory_bytes for operator in mapped)
+    buffer_bytes = sum(operator.buffer_read_bytes + operator.buffer_write_bytes for operator in mapped)
+    energies = _energies(study, engine, name, cycles, timeline.makespan, buffer_bytes, memory_bytes, tokens)
+    array_energy = energies["array, switching"].value + energies["array, leakage"].value
+    elements = engine.array.rows * engine.array.columns
+    memory_note = f"{study.memory} at {memory.bandwidth.value / 1e9:g} GB/s"
+    return Phase(
+        engine=engine.gates.engine,
+        library=engine.gates.library,
+        phase=name,
+        tokens=tokens,
+        cycles=Quantity(cycles, "cycles", Evidence.SIMULATED, "closed form, equal to the simulated RTL"),
+        utilisation=Quantity(100 * macs / (cycles * elements), "%", Evidence.SIMULATED, "MACs per element and cycle"),
+        time=Quantity(timeline.makespan, "s", Evidence.PREDICTED, f"timeline with {memory_note}"),
+        tokens_per_second=Quantity(tokens / timeline.makespan, "token/s", Evidence.PREDICTED, memory_note),
+        array_energy_per_mac=Quantity(
+            array_energy * tokens / macs, "J/MAC", Evidence.SYNTHESISED, "netlist activity from the model's own tensors"
+        ),
+        memory_traffic=Quantity(memory_bytes, "B", Evidence.SIMULATED, "panel schedule of the operand buffer"),
+        buffer_traffic=Quantity(buffer_bytes, "B", Evidence.SIMULATED, "words that pass the edges of the array"),
+        energy_per_token=Quantity(
+            sum(figure.value for figure in energies.values()), "J", Evidence.PREDICTED, "sum of its components"
+        ),
+        energies=energies,
+        operators=tuple(mapped),
+        schedule=timeline,
+    )
+
+
+def _energies(
+    study: Study, engine: BuiltEngine, phase: str, cycles: int, time_s: float, buffer_bytes: float,
+    memory_bytes: float, tokens: int,
+) -> Mapping[str, Quantity]:  # fmt: skip
+    """Energy per token by component, joules."""
+    memory = memory_preset(study.memory)
+    switching = engine.switching_j_per_cycle[phase] * cycles / tokens
+    leakage = engine.leakage_w * time_s / tokens
+    return {
+        "array, switching": Quantity(switching, "J", Evidence.SYNTHESISED, f"activity of {phase} operands"),
+        "array, leakage": Quantity(leakage, "J", Evidence.PREDICTED, "leakage of the cells over the predicted time"),
+        "operand buffer": Quantity(
+            buffer_bytes * study.buffer.energy / tokens, "J", Evidence.PREDICTED, study.buffer.source
+        ),
+        "external memory": Quantity(
+            memory_bytes * memory.energy.value / tokens, "J", Evidence.PREDICTED, memory.energy.source
+        ),
+    }
