@@ -16,7 +16,7 @@ def data():
 def test_the_shipped_study_is_read_with_base_units():
     study = load_study(STUDY)
     assert study.buffer.capacity == 512 * 1024
-    assert study.buffer.energy == pytest.approx(2.5e-12)
+    assert study.buffer.energy == pytest.approx(12.5e-12)
     assert [engine.processing_element for engine in study.engines] == ["multiply-accumulate", "compressed-accumulation"]
 
 

@@ -30,7 +30,7 @@ from bitwright.study.quality import Operands
 from bitwright.study.result import Gates
 
 # Part of the cache key of simulated activity: increase when the stimulus or the energy model changes.
-_ACTIVITY_VERSION = 1
+_ACTIVITY_VERSION = 2
 _LANES = 64
 _TILES = 2
 
@@ -100,6 +100,7 @@ def _figures(
         density=synthesised(peak / 1e12 / (report.area_um2 / 1e6), "TOP/s/mm2"),
         leakage=synthesised(report.leakage_w, "W"),
         recipe=element.recipe,
+        critical_path=activity["prefill"]["critical_path"],
         areas_um2={
             "elements, logic": count * element.combinational_area_um2,
             "elements, registers": count * element.sequential_area_um2,
@@ -153,13 +154,16 @@ def simulate_activity(
         stimulus = _stimulus(array, left, right)
         simulation = simulate(netlist, stimulus)
         results = _compare(array, simulation.outputs, left, right)
-        power = activity_power(netlist, simulation.toggles, simulation.intervals, period_s, analyse_timing(netlist))
+        timing = analyse_timing(netlist)
+        power = activity_power(netlist, simulation.toggles, simulation.intervals, period_s, timing)
         advance(1)
+    path = timing.critical_path
     return {
         "energy_j": power.energy_j_per_cycle,
         "combinational_j": power.combinational_j,
         "sequential_j": power.sequential_j,
         "clock_j": power.clock_j,
+        "critical_path": f"{path[0].instance} to {path[-1].instance}, {len(path)} cells" if path else "",
         "cells": sum(netlist.cells.values()),
         "cycles": len(stimulus["valid"]),
         "streams": len(lanes),
