@@ -1,4 +1,4 @@
-"""Bitwright: a co-design workbench for tensor computing, from the bit-weight of a multiply-accumulate to the cluster."""
+"""A co-design workbench for tensor computing, from the bit-weight of a multiply-accumulate to the cluster."""
 
 from importlib.metadata import version
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError, UnknownNameError
 

@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+
 from bitwright.core import cache, files
 from bitwright.core.errors import BitwrightError, InputError
 

@@ -1,4 +1,5 @@
 import pytest
+
 from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.core.quantity import Evidence, Quantity, format_value, parse_quantity
 

@@ -1,14 +1,16 @@
 """The native simulation against a brute-force reference that scans every task at every instant."""
 
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
-from bitwright.core.errors import BitwrightError, InputError
-from bitwright.core.timeline import Timeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from bitwright.core.errors import BitwrightError, InputError
+from bitwright.core.timeline import Timeline
 
 CAPACITIES = (1, 2, 100.0)  # two resources and a memory
 
@@ -122,7 +124,7 @@ def test_the_critical_path_has_no_gaps(tasks):
     path = schedule.critical_path()
     assert schedule.start[path[0]] == 0
     assert schedule.finish[path[-1]] == schedule.makespan
-    for earlier, later in zip(path, path[1:], strict=False):
+    for earlier, later in itertools.pairwise(path):
         assert schedule.finish[earlier] == schedule.start[later]
 
 
@@ -191,7 +193,7 @@ def test_a_circle_names_its_tasks():
     timeline = Timeline()
     timeline.task("a", 1, after=[1])
     timeline.task("b", 1, after=[0])
-    with pytest.raises(BitwrightError, match="circle.*'a', 'b'"):
+    with pytest.raises(BitwrightError, match=r"circle.*'a', 'b'"):
         timeline.simulate()
 
 

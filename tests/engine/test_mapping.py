@@ -3,11 +3,12 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bitwright.core.workload import Gemm, Kind, Operator, Role, Tensor, Workload
 from bitwright.engine.mapping import System, map_operator, map_workload, panel_traffic, schedule
 from bitwright.engine.systolic import SystolicArray
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 class ArrayShape:

@@ -1,4 +1,5 @@
 import pytest
+
 from bitwright.core.errors import BitwrightError, UnknownNameError
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.reproduce import catalogue

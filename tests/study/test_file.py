@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from bitwright.core.errors import InputError
 from bitwright.study.file import load_study, parse_study
 

@@ -53,7 +53,8 @@ class Encoding:
 
     def nonzero_digits(self, values: ArrayLike, bits: int) -> NDArray[np.int64]:
         """Number of non-zero digits of every value: the partial products its multiplication needs."""
-        return np.count_nonzero(self.digits(values, bits), axis=-1)
+        counts: NDArray[np.int64] = np.count_nonzero(self.digits(values, bits), axis=-1)
+        return counts
 
     def digit_count(self, bits: int) -> int:
         """Digits of a `bits`-bit integer."""
@@ -80,7 +81,8 @@ def _integers(values: ArrayLike, name: str, bits: int) -> NDArray[np.int64]:
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     if integers.size and (integers.min() < low or integers.max() > high):
         raise InputError(
-            f"Encoding {name!r}: values from {integers.min()} to {integers.max()} do not fit {bits} bits ({low} to {high})."
+            f"Encoding {name!r}: values from {integers.min()} to {integers.max()} do not fit {bits} bits "
+            f"({low} to {high})."
         )
     return integers
 

@@ -140,6 +140,7 @@ def _prepare(x: Array, bits: int, group: int | None) -> tuple[Any, Array]:
 def _extremes(xp: Any, real: Array, axis: int | tuple[int, ...] | None, group: int | None) -> tuple[Array, Array]:
     """Smallest and largest value of every part that has a scale of its own, kept broadcastable."""
     rank = real.ndim
+    reduced: tuple[int, ...]
     if group is not None:
         if axis is not None:
             raise InputError("Give either an axis (one scale per channel) or a group size, not both.")

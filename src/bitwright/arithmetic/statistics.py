@@ -66,7 +66,7 @@ def issue_cycles(values: ArrayLike, encoding: Encoding, bits: int = 8, group: in
     """
     data = np.asarray(values)
     if data.size == 0 or data.shape[-1] % group:
-        raise InputError(f"Groups of {group} operands need a last axis that is a multiple of {group}, not {data.shape}.")
+        raise InputError(f"The last axis must be a multiple of {group} (one group of operands), not {data.shape}.")
     digits = encoding.digits(data, bits) != 0
     per_group = digits.reshape(*data.shape[:-1], data.shape[-1] // group, group, digits.shape[-1]).sum(axis=-2)
     return float(np.maximum(per_group, 1).sum() / data.size)

@@ -76,14 +76,14 @@ def format_value(value: float, unit: str) -> str:
         return f"{value / scale:.4g} {prefix}{unit}"
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,} {unit}".strip()
-    return f"{value:.4g} {unit}".strip()
+    return f"{value:,.0f} {unit}".strip() if 1e4 <= abs(value) < 1e15 else f"{value:.4g} {unit}".strip()
 
 
 @cache
 def _registry() -> Any:
     import pint  # imported late: building its registry takes a good part of a second
 
-    registry = pint.UnitRegistry(cache_folder=":auto:", on_redefinition="ignore")
+    registry: Any = pint.UnitRegistry(cache_folder=":auto:", on_redefinition="ignore")
     # Pint's own bit is dimensionless, which would let "2 THz" pass as a bandwidth.
     registry.define("bit = [information]")
     for definition in ("FLOP = [floating_point_operation]", "OP = [operation]", "MAC = [multiply_accumulate]",
@@ -95,7 +95,7 @@ def _registry() -> Any:
 def parse_quantity(text: str | float, unit: str) -> float:
     """Read `text` ("2.0 TB/s", "80 GiB", "1.41 GHz") and return its magnitude in `unit`.
 
-    A bare number is refused unless `unit` is empty: a figure without its unit is the commonest mistake in a machine file.
+    A bare number is refused unless `unit` is empty: a forgotten unit is the commonest mistake in a machine file.
 
     Raises InputError when the text cannot be read or has another dimension than `unit`.
     """

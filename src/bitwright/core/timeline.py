@@ -164,8 +164,8 @@ class Timeline:
         capacities = np.array([store.capacity for store in self._stores], float)
         try:
             finished = _native.simulate_timeline(
-                durations, np.array(self._priorities, np.int64), after_offsets, after, takes_offsets, takes, take_amounts,
-                gives_offsets, gives, give_amounts, capacities, start, finish, cause,
+                durations, np.array(self._priorities, np.int64), after_offsets, after, takes_offsets, takes,
+                take_amounts, gives_offsets, gives, give_amounts, capacities, start, finish, cause,
             )  # fmt: skip
         except ValueError as error:
             raise InputError(f"The tasks cannot be simulated: {error}.") from None

@@ -28,7 +28,7 @@ class Kind(StrEnum):
     """What an operator does, as far as costing needs to know."""
 
     MATMUL = "matmul"  # loops b m n k
-    CONVOLUTION = "convolution"  # loops b g c o y x r s (c and o per group)
+    CONVOLUTION = "convolution"  # loops b g c o y x r s, in 3D also z t (c and o per group)
     ATTENTION = "attention"  # loops b h q k d e: scores over d, context over e; causal pairs counted by `density`
     SOFTMAX = "softmax"
     NORMALISATION = "normalisation"
@@ -69,7 +69,7 @@ class Tensor:
     format: str = "fp32"
     role: Role = Role.ACTIVATION
     statistics: Mapping[str, Any] = field(default_factory=dict)
-    size: int | None = None  # elements, for tensors whose extent no loop gives (a table that is gathered from)
+    size: int | None = None  # stored elements, where the loops do not give them (a gathered table, shared KV heads)
 
     def shape(self, loops: Mapping[str, int]) -> tuple[int, ...]:
         """Extent of every axis: 1 + the sum of coefficient * (extent - 1)."""
@@ -151,8 +151,15 @@ class Operator:
 
     @property
     def bytes_read(self) -> float:
-        """Bytes of all inputs, each read once."""
-        return sum(tensor.bytes(self.loops) for tensor in self.inputs)
+        """Bytes of all inputs, each read once; of a table that is gathered from (`size` given), what is gathered."""
+        if self.kind is not Kind.GATHER:
+            return sum(tensor.bytes(self.loops) for tensor in self.inputs)
+        most = sum(tensor.elements(self.loops) for tensor in self.outputs)
+        read = 0.0
+        for tensor in self.inputs:
+            elements = tensor.elements(self.loops)
+            read += (elements if tensor.size is None else min(elements, most)) * FORMAT_BITS[tensor.format] / 8
+        return read
 
     @property
     def bytes_written(self) -> float:
@@ -172,15 +179,18 @@ class Operator:
     def gemms(self) -> tuple[Gemm, ...]:
         """The matrix products an engine executes for this operator; empty when it has none.
 
-        A convolution is lowered as im2col: m = output positions, n = output channels of a group, k = c*r*s.
+        A convolution is lowered as im2col: m = output positions, n = output channels of a group, k = c*r*s. A
+        transposed one (attribute `transposed`) as col2im: m = input positions, n = o*r*s, k = c.
         """
         size = self.loops
         if self.kind is Kind.MATMUL:
-            return (Gemm(size.get("b", 1), size["m"], size["n"], size["k"]),)
+            return (Gemm(size.get("b", 1), size["m"], size["n"], size["k"], self.density),)
         if self.kind is Kind.CONVOLUTION:
             positions = size["b"] * size["y"] * size["x"] * size.get("z", 1)
-            taps = size["c"] * size["r"] * size["s"] * size.get("t", 1)
-            return (Gemm(size.get("g", 1), positions, size["o"], taps),)
+            taps = size["r"] * size["s"] * size.get("t", 1)
+            if self.attributes.get("transposed"):
+                return (Gemm(size.get("g", 1), positions, size["o"] * taps, size["c"]),)
+            return (Gemm(size.get("g", 1), positions, size["o"], size["c"] * taps),)
         if self.kind is Kind.ATTENTION:
             batch = size["b"] * size["h"]
             return (
@@ -225,7 +235,7 @@ class Workload:
     def edges(self) -> list[tuple[int, int]]:
         """Dependencies as (producer index, consumer index) pairs, from tensor names."""
         writer: dict[str, int] = {}
-        pairs = []
+        pairs: list[tuple[int, int]] = []
         for index, operator in enumerate(self.operators):
             pairs.extend({(writer[tensor.name], index) for tensor in operator.inputs if tensor.name in writer})
             writer.update({tensor.name: index for tensor in operator.outputs})

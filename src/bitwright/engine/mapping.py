@@ -60,9 +60,9 @@ def panel_traffic(
 ) -> tuple[float, float]:
     """External bytes read for the left (m, k) and right (k, n) operand of all products of a batch.
 
-    Half of the buffer holds a panel of whole rows of one operand (or whole columns of the other) while the other operand streams past
-    it once per panel; when not even one array-high panel fits, both stream, once per tile of the array. The cheapest
-    of the three schedules is taken. `left_bytes` and `right_bytes` are bytes per element.
+    Half of the buffer holds a panel of whole rows of one operand (or whole columns of the other) while the other
+    operand streams past it once per panel; when not even a panel as high as the array fits, both stream, once per
+    tile of the array. The cheapest of the three schedules is taken. `left_bytes` and `right_bytes` are bytes per element.
     """
     left = gemm.m * gemm.k * left_bytes
     right = gemm.n * gemm.k * right_bytes
@@ -82,7 +82,11 @@ def _panels(lines: int, tile: int, line_bytes: float, room_bytes: float) -> int:
     if lines * line_bytes <= room_bytes:
         return 1
     per_panel = int(room_bytes // line_bytes) // tile * tile
-    return math.ceil(lines / per_panel) if per_panel else 0
+    if not per_panel:
+        return 0
+    panels, rest = divmod(lines, per_panel)
+    # A last tile that is not full may still fit beside the panel before it.
+    return panels + (rest > 0 and (per_panel + rest) * line_bytes > room_bytes)
 
 
 def map_operator(operator: Operator, array: SystolicArray, system: System) -> OperatorOnEngine:
@@ -159,10 +163,10 @@ def map_workload(workload: Workload, array: SystolicArray, system: System) -> li
 def schedule(mapped: Sequence[OperatorOnEngine], edges: Sequence[tuple[int, int]], system: System) -> Schedule:
     """Simulate the operators on three resources: array, vector unit and memory channel.
 
-    Weights and cached keys and values are loaded while the predecessor computes (two operators share the buffer), so
-    such a load waits for the operator before the predecessor; activations are loaded once they have been written.
-    Results are written back after computing. Where an operator has both, the vector part (softmax of attention)
-    overlaps the array part of the same operator.
+    An operator runs in pieces, each with as many bytes as half of the buffer: while one half feeds the array, the
+    other is loaded. Weights and cached keys and values are loaded as soon as a half is free, also ahead of their
+    operator; activations once they have been written. Results are written back after the last piece. Where an
+    operator has both, the vector part (softmax of attention) overlaps the array part of the same piece.
     """
     producers: dict[int, list[int]] = {}
     for producer, consumer in edges:
@@ -172,38 +176,37 @@ def schedule(mapped: Sequence[OperatorOnEngine], edges: Sequence[tuple[int, int]
     vector = timeline.resource("vector unit")
     memory = timeline.resource(system.memory_name)
 
-    def load(operator: OperatorOnEngine, size_bytes: float, after: list[int]) -> int:
-        duration = size_bytes / system.memory_bandwidth
-        return timeline.task(f"load {operator.name}", duration, [memory], after=after, category="memory")
+    def move(name: str, size_bytes: float, after: list[int]) -> int:
+        return timeline.task(name, size_bytes / system.memory_bandwidth, [memory], after=after, category="memory")
 
-    finish: list[list[int]] = []
-    computed: list[list[int]] = []
+    written: list[list[int]] = []  # per operator: the tasks after which its results can be read
+    worked: list[list[int]] = [[], []]  # per piece: the tasks that free its half of the buffer
     for index, operator in enumerate(mapped):
-        inputs = [task for producer in producers.get(index, []) for task in finish[producer]]
-        ready = list(inputs)
-        prefetched, dependent = (
-            operator.memory_prefetch_bytes,
-            operator.memory_read_bytes - operator.memory_prefetch_bytes,
-        )
-        if prefetched:
-            buffer_free = computed[index - 2] if index >= 2 else []
-            ready.append(load(operator, prefetched, buffer_free))
-        if dependent > 0:
-            ready.append(load(operator, dependent, inputs))
-        tasks = []
-        if operator.array_cycles:
-            duration = operator.array_cycles / system.clock_hz
-            tasks.append(timeline.task(operator.name, duration, [array], after=ready, category=str(operator.kind)))
-        if operator.vector_cycles:
-            duration = operator.vector_cycles / system.clock_hz
-            tasks.append(timeline.task(operator.name, duration, [vector], after=ready, category=str(operator.kind)))
-        computed.append(tasks or ready)
-        done = tasks or ready
+        inputs = [task for producer in producers.get(index, []) for task in written[producer]]
+        pieces = max(1, math.ceil(operator.memory_read_bytes / (system.buffer_bytes / 2)))
+        prefetched = operator.memory_prefetch_bytes / pieces
+        dependent = (operator.memory_read_bytes - operator.memory_prefetch_bytes) / pieces
+        done: list[int] = inputs
+        for _ in range(pieces):
+            ready = list(inputs)
+            if prefetched:
+                ready.append(move(f"load {operator.name}", prefetched, worked[-2]))
+            if dependent > 0:
+                ready.append(move(f"load {operator.name}", dependent, inputs + worked[-2]))
+            tasks = [
+                timeline.task(
+                    operator.name,
+                    count / pieces / system.clock_hz,
+                    [resource],
+                    after=ready,
+                    category=str(operator.kind),
+                )
+                for count, resource in ((operator.array_cycles, array), (operator.vector_cycles, vector))
+                if count
+            ]
+            done = tasks or ready
+            worked.append(done)
         if operator.memory_write_bytes:
-            written = timeline.task(
-                f"store {operator.name}", operator.memory_write_bytes / system.memory_bandwidth, [memory],
-                after=done, category="memory",
-            )  # fmt: skip
-            done = [written]
-        finish.append(done)
+            done = [move(f"store {operator.name}", operator.memory_write_bytes, done)]
+        written.append(done)
     return timeline.simulate()

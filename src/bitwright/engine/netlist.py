@@ -1,273 +1,274 @@
-"""A mapped netlist: cells of a library and the nets that connect them, flat, as arrays; and its simulation.
+"""Netlists of library cells: read from Yosys JSON, put in topological order, joined across a hierarchy.
 
-Read from the JSON that Yosys writes; modules instantiated in it (processing elements in an array) are flattened here,
-so that a large array costs synthesis of its element only. Net 0 is constant zero, net 1 constant one.
+A netlist keeps one integer matrix per cell type (instances by pins, holding net numbers), so that the interpreters of
+a netlist (timing, simulation, power) work on whole arrays. Net 0 is the constant zero, net 1 the constant one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from bitwright import _native
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.engine.liberty import Cell, Library
 
-_MAX_INPUTS = 6
-_INVERTER = 0b01
+IntArray = NDArray[np.int64]
+CONSTANT_NETS = 2
+
+
+@dataclass(frozen=True)
+class CellGroup:
+    """All instances of one cell type: `nets` (instances, pins) holds net numbers, -1 where a pin is open."""
+
+    cell: str
+    pins: tuple[str, ...]
+    names: tuple[str, ...]
+    nets: IntArray
+
+    def column(self, pin: str) -> IntArray:
+        """Nets of one pin, (instances,)."""
+        column: IntArray = self.nets[:, self.pins.index(pin)]
+        return column
+
+
+@dataclass(frozen=True)
+class Box:
+    """An instance of a module that is not described here; `nets` by port, least significant bit first."""
+
+    module: str
+    name: str
+    nets: Mapping[str, IntArray]
 
 
 @dataclass(frozen=True)
 class Port:
-    """A port of the top module: `nets` from the least significant bit up."""
-
-    name: str
     direction: str
-    nets: NDArray[np.int32]
+    nets: IntArray
 
 
 @dataclass(frozen=True)
 class Netlist:
-    """Cells grouped by type: `instances[type]` has shape (cells of that type, pins), net indices in pin order.
-
-    An unconnected pin has net -1.
-    """
+    """Instances of the cells of one library. Build it with `read_netlist` or `join`."""
 
     top: str
-    library: Library
-    nets: int
+    net_count: int
     ports: Mapping[str, Port]
-    instances: Mapping[str, NDArray[np.int32]]
-    modules: Mapping[str, int]  # instances of each flattened module
-
-    def cell(self, name: str) -> Cell:
-        """The library cell of a type."""
-        return self.library.cell(name)
+    groups: tuple[CellGroup, ...]
+    boxes: tuple[Box, ...]
+    library: Library
 
     @property
     def cells(self) -> dict[str, int]:
-        """Number of cells of each type."""
-        return {name: len(pins) for name, pins in self.instances.items()}
+        """Number of instances by cell type."""
+        return {group.cell: len(group.names) for group in self.groups}
 
-    @property
-    def area_um2(self) -> float:
-        """Total cell area."""
-        return sum(count * self.cell(name).area_um2 for name, count in self.cells.items())
+    def nets_of_ports(self, direction: str) -> IntArray:
+        """Net numbers of all ports of a direction, constants left out."""
+        found = [port.nets for port in self.ports.values() if port.direction == direction]
+        nets = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        return nets[nets >= CONSTANT_NETS]
 
     @cached_property
-    def load_f(self) -> NDArray[np.float64]:
-        """Capacitance of the input pins on every net, (nets,). Wires add nothing: this is before placement."""
-        load = np.zeros(self.nets)
-        for name, pins in self.instances.items():
-            cell = self.cell(name)
-            for column, pin in enumerate(cell.pins.values()):
-                if pin.direction == "input":
-                    np.add.at(load, pins[:, column][pins[:, column] >= 0], pin.capacitance_f)
-        return load
+    def flip_flops(self) -> tuple[CellGroup, ...]:
+        """The groups of flip-flops."""
+        return tuple(group for group in self.groups if self.library.cell(group.cell).flip_flop)
+
+    @cached_property
+    def clock(self) -> int | None:
+        """The clock's net, None without flip-flops.
+
+        Raises InputError when flip-flops use several clocks, or a clock that is not an input port.
+        """
+        clocks: dict[int, str] = {}
+        for group in self.flip_flops:
+            column = group.column(clock_pin(self.library.cell(group.cell)))
+            for net, first in zip(*np.unique(column, return_index=True), strict=True):
+                clocks.setdefault(int(net), group.names[int(first)])
+        if not clocks:
+            return None
+        if len(clocks) > 1:
+            users = ", ".join(repr(name) for name in list(clocks.values())[:2])
+            raise InputError(f"{self.top}: flip-flops {users} have different clocks; one clock is supported.")
+        net, user = next(iter(clocks.items()))
+        if net not in self.nets_of_ports("input"):
+            raise InputError(f"{self.top}: the clock of flip-flop {user!r} does not come from an input port.")
+        return net
+
+    @cached_property
+    def levels(self) -> tuple[tuple[tuple[CellGroup, IntArray], ...], ...]:
+        """Combinational instances in topological order: per level, (group, rows) whose inputs are all settled.
+
+        Raises InputError naming an instance when there is a combinational loop or an input nothing drives.
+        """
+        settled = np.zeros(self.net_count, bool)
+        settled[:CONSTANT_NETS] = True
+        settled[self.nets_of_ports("input")] = True
+        for box in self.boxes:
+            for nets in box.nets.values():
+                settled[nets[nets >= 0]] = True
+        waiting: list[tuple[CellGroup, IntArray, IntArray, IntArray]] = []
+        driven = settled.copy()
+        for group in self.groups:
+            cell = self.library.cell(group.cell)
+            outputs = _columns(group, cell.outputs)
+            driven[outputs[outputs >= 0]] = True
+            if cell.flip_flop:
+                settled[outputs[outputs >= 0]] = True
+            else:
+                waiting.append((group, _columns(group, cell.inputs), outputs, np.arange(len(group.names))))
+        for group in self.groups:
+            inputs = _columns(group, self.library.cell(group.cell).inputs)
+            open_rows = np.flatnonzero((inputs < 0).any(1) | ~driven[inputs].all(1))
+            if open_rows.size:
+                raise InputError(f"{self.top}: an input of {group.cell} {group.names[open_rows[0]]!r} is not driven.")
+        levels = []
+        while waiting:
+            level, rest = [], []
+            for group, inputs, outputs, rows in waiting:
+                ready = settled[inputs].all(1)
+                if ready.any():
+                    level.append((group, rows[ready], outputs[ready]))
+                if not ready.all():
+                    rest.append((group, inputs[~ready], outputs[~ready], rows[~ready]))
+            if not level:
+                group, rows = rest[0][0], rest[0][3]
+                raise InputError(f"{self.top}: combinational loop through {group.cell} {group.names[rows[0]]!r}.")
+            for _, _, outputs in level:
+                settled[outputs[outputs >= 0]] = True
+            levels.append(tuple((group, rows) for group, rows, _ in level))
+            waiting = rest
+        return tuple(levels)
+
+    def net_loads_f(self, output_load_f: float) -> NDArray[np.float64]:
+        """Capacitance on each net (F): input pins of cells, and `output_load_f` per output port bit or box pin.
+
+        Wires are not counted: there is no placement yet.
+        """
+        loads = np.zeros(self.net_count)
+        for group in self.groups:
+            cell = self.library.cell(group.cell)
+            for pin in cell.inputs:
+                np.add.at(loads, group.column(pin), cell.pins[pin].capacitance_f)
+        for port in self.ports.values():
+            if port.direction == "output":
+                np.add.at(loads, port.nets, output_load_f)
+        for box in self.boxes:
+            for nets in box.nets.values():
+                np.add.at(loads, nets[nets >= 0], output_load_f)
+        return loads
 
 
-@dataclass(frozen=True)
-class Simulation:
-    """`outputs[port]` has shape (cycles, runs); `toggles` counts the transitions of every net over all runs."""
+def clock_pin(cell: Cell) -> str:
+    """The clock pin of a flip-flop that takes its data on the rising edge.
 
-    outputs: Mapping[str, NDArray[np.int64]]
-    toggles: NDArray[np.int64]
-    cycles: int
-    runs: int
-
-
-def read_netlist(text: str, top: str, library: Library) -> Netlist:
-    """Read a mapped netlist from Yosys JSON.
-
-    Raises BitwrightError for cells that are neither in the library nor modules of the file (unmapped logic).
+    Raises InputError for any other cell.
     """
-    modules = json.loads(text)["modules"]
-    if top not in modules:
-        raise BitwrightError(f"The netlist has no module {top!r}; it has {', '.join(modules)}.")
-    known: dict[str, Netlist] = {}
-    return _flatten(modules, top, library, known)
+    if cell.flip_flop is None or cell.flip_flop.clocked_on.operator != "var":
+        raise InputError(f"Cell {cell.name!r} is not a flip-flop clocked on the rising edge of one pin.")
+    return cell.flip_flop.clocked_on.name
 
 
-def _flatten(modules: Mapping[str, Any], top: str, library: Library, known: dict[str, Netlist]) -> Netlist:
-    if top in known:
-        return known[top]
-    module = modules[top]
-    index: dict[int | str, int] = {"0": 0, "1": 1, "x": 0}
+def _columns(group: CellGroup, pins: Iterable[str]) -> IntArray:
+    return group.nets[:, [group.pins.index(pin) for pin in pins]]
 
-    def net(bit: int | str) -> int:
-        return index.setdefault(bit, len(index) - 1)
 
-    ports = {
-        name: Port(name, port["direction"], np.array([net(bit) for bit in port["bits"]], np.int32))
-        for name, port in module["ports"].items()
-    }
-    library_cells = set(library.cell_names)
-    rows: dict[str, list[list[int]]] = {}
-    children: dict[str, list[Mapping[str, Sequence[int | str]]]] = {}
-    for name, cell in module["cells"].items():
-        kind = cell["type"]
-        if kind in library_cells:
-            connections = cell["connections"]
-            pins = [net(connections[pin][0]) if connections.get(pin) else -1 for pin in library.cell(kind).pins]
-            rows.setdefault(kind, []).append(pins)
-        elif kind in modules:
-            children.setdefault(kind, []).append(cell["connections"])
-        elif kind != "$scopeinfo":
+def read_netlist(text: str, top: str, library: Library, boxes: Iterable[str] = ()) -> Netlist:
+    """Read the module `top` of a netlist in Yosys JSON, mapped to `library`; `boxes` may stay modules.
+
+    Raises InputError when it is not such a netlist, BitwrightError naming the cell when one was left unmapped.
+    """
+    try:
+        modules = json.loads(text)["modules"]
+        module = modules[top]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"Not a Yosys JSON netlist with a module {top!r}: {error}.") from None
+    known, kept_boxes = set(library.cell_names), set(boxes)
+    numbers: dict[Any, int] = {"0": 0, "1": 1}
+
+    def nets(bits: list[Any]) -> IntArray:
+        for bit in bits:
+            if bit in ("x", "z"):
+                raise InputError(f"{top}: a connection has the undefined value {bit!r}; run `setundef -zero` first.")
+            numbers.setdefault(bit, len(numbers))
+        return np.array([numbers[bit] for bit in bits], np.int64)
+
+    ports = {name: Port(port["direction"], nets(port["bits"])) for name, port in module["ports"].items()}
+    found: dict[str, list[tuple[str, dict[str, list[Any]]]]] = {}
+    kept: list[Box] = []
+    for name, instance in module["cells"].items():
+        kind = instance["type"]
+        if kind in known:
+            found.setdefault(kind, []).append((name, instance["connections"]))
+        elif kind in kept_boxes:
+            kept.append(Box(kind, name, {pin: nets(bits) for pin, bits in instance["connections"].items()}))
+        elif kind not in ("$scopeinfo", "$print", "$check"):
             raise BitwrightError(
-                f"Cell {name!r} of module {top!r} has type {kind!r}, which library {library.name} does not have: "
-                "this logic was not mapped. Use a library with more functions, or check the memories in the source."
+                f"{top}: cell {name!r} of type {kind!r} was not mapped to library {library.name}. The library has no "
+                "cell for it: use plain rising-edge flip-flops and logic, or a library that has one."
             )
-    parts: dict[str, list[NDArray[np.int32]]] = {
-        kind: [np.array(pins, np.int32).reshape(len(pins), -1)] for kind, pins in rows.items()
-    }
-    instantiated: dict[str, int] = {}
-    for kind, connections_of in children.items():
-        child = _flatten(modules, kind, library, known)
-        instantiated[kind] = instantiated.get(kind, 0) + len(connections_of)
-        for inner, count in child.modules.items():
-            instantiated[inner] = instantiated.get(inner, 0) + count * len(connections_of)
-        for connections in connections_of:
-            renumber = np.full(child.nets + 1, -2, np.int32)  # the last entry is the unconnected pin, index -1
-            renumber[[0, 1, child.nets]] = (0, 1, -1)
-            for port in child.ports.values():
-                outer = [net(bit) for bit in connections.get(port.name, [])]
-                if len(outer) != len(port.nets):
-                    continue
-                if port.direction == "output" and (renumber[port.nets] != -2).any():
-                    raise BitwrightError(
-                        f"Output {port.name!r} of module {kind!r} is a constant or wired to another port; "
-                        "put a gate or register between them."
-                    )
-                renumber[port.nets] = outer
-            inside = np.flatnonzero(renumber == -2)
-            base = len(index) - 1
-            renumber[inside] = base + np.arange(len(inside), dtype=np.int32)
-            index.update({f"{kind}:{base + offset}": base + offset for offset in range(len(inside))})
-            for cell_kind, pins in child.instances.items():
-                parts.setdefault(cell_kind, []).append(renumber[pins])
-    instances = {kind: np.concatenate(pieces) for kind, pieces in parts.items()}
-    known[top] = Netlist(top, library, len(index) - 1, ports, instances, instantiated)
-    return known[top]
+    groups = []
+    for kind, instances in sorted(found.items()):
+        pins = tuple(pin.name for pin in library.cell(kind).pins.values() if pin.direction in ("input", "output"))
+        matrix = np.full((len(instances), len(pins)), -1, np.int64)
+        for row, (_, connections) in enumerate(instances):
+            for column, pin in enumerate(pins):
+                if connections.get(pin):
+                    matrix[row, column] = nets(connections[pin])[0]
+        groups.append(CellGroup(kind, pins, tuple(name for name, _ in instances), matrix))
+    return Netlist(top, len(numbers), ports, tuple(groups), tuple(kept), library)
 
 
-@dataclass(frozen=True)
-class _Program:
-    """Gates in topological order, and flip-flops."""
+def join(outer: Netlist, inner: Mapping[str, Netlist]) -> Netlist:
+    """Replace every box of `outer` whose module is in `inner` by that netlist; instance names become `box/name`.
 
-    tables: NDArray[np.uint64]
-    inputs: NDArray[np.int32]
-    outputs: NDArray[np.int32]
-    flop_data: NDArray[np.int32]
-    flop_outputs: NDArray[np.int32]
-
-
-def _program(netlist: Netlist) -> _Program:
-    tables, inputs, outputs = [], [], []
-    flop_data, flop_outputs = [], []
-
-    def gates(table: int, sources: NDArray[np.int32], result: NDArray[np.int32]) -> None:
-        used = result >= 0
-        padded = np.full((int(used.sum()), _MAX_INPUTS), -1, np.int32)
-        padded[:, : sources.shape[1]] = sources[used]
-        tables.append(np.full(len(padded), table, np.uint64))
-        inputs.append(padded)
-        outputs.append(result[used])
-
-    constant = np.empty((1, 0), np.int32)
-    gates(0, constant, np.array([0], np.int32))
-    gates(1, constant, np.array([1], np.int32))
-    spare = netlist.nets  # states whose true output is not connected get nets of their own
-    for kind, pins in netlist.instances.items():
-        cell = netlist.cell(kind)
-        column = {pin: index for index, pin in enumerate(cell.pins)}
-        if cell.flip_flop is None:
-            sources = pins[:, [column[pin] for pin in cell.inputs]]
-            if (sources < 0).any():
-                raise BitwrightError(f"A {kind} of module {netlist.top!r} has an unconnected input.")
-            for pin in cell.outputs:
-                gates(cell.truth_table(pin), sources, pins[:, column[pin]])
-            continue
-        flip_flop = cell.flip_flop
-        if flip_flop.clear is not None or flip_flop.preset is not None or flip_flop.next_state.operator != "var":
-            raise BitwrightError(f"{kind} is not a plain flip-flop; its simulation is not supported.")
-        state = np.arange(spare, spare + len(pins), dtype=np.int32)
-        spare += len(pins)
-        flop_data.append(pins[:, column[flip_flop.next_state.name]])
-        flop_outputs.append(state)
-        for pin in cell.outputs:
-            function = cell.pins[pin].function
-            inverted = function is not None and (function.operator == "not") != (
-                flip_flop.state_inverse in function.variables()
-            )
-            gates(_INVERTER if inverted else 0b10, state[:, None], pins[:, column[pin]])
-    gate_inputs, gate_outputs = np.concatenate(inputs), np.concatenate(outputs)
-    order = np.argsort(_levels(gate_inputs, gate_outputs, spare, netlist.top), kind="stable")
-    none = np.empty(0, np.int32)
-    return _Program(
-        np.concatenate(tables)[order],
-        np.ascontiguousarray(gate_inputs[order]),
-        np.ascontiguousarray(gate_outputs[order]),
-        np.concatenate(flop_data) if flop_data else none,
-        np.concatenate(flop_outputs) if flop_outputs else none,
-    )
-
-
-def _levels(inputs: NDArray[np.int32], outputs: NDArray[np.int32], nets: int, top: str) -> NDArray[np.int32]:
-    """Logic depth of every gate; each sweep settles one more level."""
-    depth = np.zeros(nets + 1, np.int32)  # index -1 (no input) reads the last entry, which stays zero
-    level = np.zeros(len(outputs), np.int32)
-    for _ in range(len(outputs) + 1):
-        new = depth[inputs].max(axis=1) + 1
-        if np.array_equal(new, level):
-            return level
-        level = new
-        depth[outputs] = level
-    raise BitwrightError(f"Module {top!r} has a combinational loop.")
-
-
-def simulate(netlist: Netlist, stimulus: Mapping[str, ArrayLike], observe: Sequence[str]) -> Simulation:
-    """Simulate a netlist cycle by cycle, without delays (so glitches are not seen), for many runs at once.
-
-    `stimulus[port]` has shape (cycles, runs), integers whose low bits drive the port; ports not named are zero. All
-    state starts at zero. Outputs are sampled before the clock edge that ends a cycle, and read as unsigned integers.
-    Raises InputError for unknown ports and arrays of different shapes.
+    Raises InputError when a port has another width than the box, or the libraries differ.
     """
-    arrays = {name: np.atleast_2d(np.asarray(values, np.int64)) for name, values in stimulus.items()}
-    shapes = {values.shape for values in arrays.values()}
-    if len(shapes) != 1:
-        raise InputError(f"Every stimulus must have the same shape (cycles, runs); given: {sorted(shapes)}.")
-    for name in (*arrays, *observe):
-        if name not in netlist.ports:
-            raise InputError(f"Module {netlist.top!r} has no port {name!r}; it has {', '.join(netlist.ports)}.")
-    cycles, runs = shapes.pop()
-    program = _program(netlist)
-    driven = [(name, bit) for name in arrays for bit in range(len(netlist.ports[name].nets))]
-    stimulus_nets = np.array([netlist.ports[name].nets[bit] for name, bit in driven], np.int32)
-    words = -(-runs // 64)
-    packed = np.zeros((cycles, len(driven), words * 64), np.uint8)
-    for row, (name, bit) in enumerate(driven):
-        packed[:, row, :runs] = arrays[name] >> bit & 1
-    drive = np.packbits(packed, axis=2, bitorder="little").view(np.uint64)
-    observed_nets = np.concatenate([netlist.ports[name].nets for name in observe] or [np.empty(0, np.int32)])
-    seen = np.zeros((cycles, len(observed_nets), words), np.uint64)
-    mask = np.packbits(np.arange(words * 64) < runs, bitorder="little").view(np.uint64)
-    toggles = np.zeros(netlist.nets + len(program.flop_outputs), np.int64)
-    _native.simulate_gates(
-        program.tables, program.inputs, program.outputs, program.flop_data, program.flop_outputs,
-        stimulus_nets, np.ascontiguousarray(drive), observed_nets.astype(np.int32), seen, mask, toggles,
-    )  # fmt: skip
-    bits = np.unpackbits(seen.view(np.uint8), axis=2, bitorder="little")[:, :, :runs].astype(np.int64)
-    outputs = {}
-    at = 0
-    for name in observe:
-        width = len(netlist.ports[name].nets)
-        weights = (np.int64(1) << np.arange(width, dtype=np.int64))[None, :, None]
-        outputs[name] = (bits[:, at : at + width] * weights).sum(axis=1)
-        at += width
-    return Simulation(outputs, toggles[: netlist.nets], cycles, runs)
+    parts: dict[str, list[CellGroup]] = {}
+    for group in outer.groups:
+        parts.setdefault(group.cell, []).append(group)
+    count, kept = outer.net_count, []
+    alias = np.arange(outer.net_count)  # an inner output port may be wired to a constant or straight to an input
+    for box in outer.boxes:
+        netlist = inner.get(box.module)
+        if netlist is None:
+            kept.append(box)
+            continue
+        if netlist.library.digest != outer.library.digest:
+            raise InputError(f"{outer.top} and {netlist.top} are mapped to different libraries.")
+        mapping = np.full(netlist.net_count, -1, np.int64)
+        mapping[:CONSTANT_NETS] = range(CONSTANT_NETS)
+        for direction in ("input", "output"):
+            for name, port in netlist.ports.items():
+                nets = box.nets.get(name, np.full(port.nets.size, -1, np.int64))
+                if port.direction != direction:
+                    continue
+                if nets.size != port.nets.size:
+                    raise InputError(f"{outer.top}: port {name!r} of {box.name!r} has {nets.size} bits, {netlist.top} "
+                                     f"has {port.nets.size}.")  # fmt: skip
+                free = (nets >= 0) & (mapping[port.nets] < 0)
+                mapping[port.nets[free]] = nets[free]
+                shared = (nets >= CONSTANT_NETS) & (mapping[port.nets] != nets)
+                alias[nets[shared]] = mapping[port.nets[shared]]
+        new = mapping < 0
+        mapping[new] = count + np.arange(np.count_nonzero(new))
+        count += int(np.count_nonzero(new))
+        for group in netlist.groups:
+            matrix = np.where(group.nets >= 0, mapping[group.nets], -1)
+            names = tuple(f"{box.name}/{name}" for name in group.names)
+            parts.setdefault(group.cell, []).append(CellGroup(group.cell, group.pins, names, matrix))
+    full = np.concatenate([alias, np.arange(outer.net_count, count)])
+    while not np.array_equal(full, full[full]):
+        full = full[full]
+    groups = []
+    for cell, members in sorted(parts.items()):
+        matrix = np.concatenate([member.nets for member in members])
+        names = tuple(name for member in members for name in member.names)
+        groups.append(CellGroup(cell, members[0].pins, names, np.where(matrix >= 0, full[matrix], -1)))
+    ports = {name: Port(port.direction, full[port.nets]) for name, port in outer.ports.items()}
+    return Netlist(outer.top, count, ports, tuple(groups), tuple(kept), outer.library)

@@ -4,8 +4,10 @@ Weights are quantised symmetrically with one scale per output channel, activatio
 token, found while running ("dynamic"). The language-model head is included, and so are the two products of attention:
 queries, keys and values have one scale per token and head; the scale of a value, which varies along the summed axis,
 is multiplied into its probability before the probabilities are quantised, one scale per query. What stays in floating
-point: the embedding look-up (no arithmetic), norms, rotary positions and softmax. Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference" (2018), section 2, with zero points of 0; per-token scales as in ZeroQuant (2022), section 4.1.
+point: the embedding look-up (no arithmetic), norms, rotary positions and softmax.
+
+Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+(2018), section 2, with zero points of 0; per-token scales as in ZeroQuant (2022), section 4.1.
 """
 
 from __future__ import annotations
@@ -103,8 +105,8 @@ def scheme(weight_bits: int = 8, activation_bits: int = 8) -> str:
     """What `integer_execution` does, in words for a report."""
     return (
         f"weights INT{weight_bits} symmetric per output channel, activations INT{activation_bits} symmetric per token "
-        "(scale found while running), int32 accumulation, in every linear layer, the language-model head and both attention products; embedding "
-        "look-up, norms, rotary positions and softmax stay in floating point"
+        "(scale found while running), int32 accumulation, in every linear layer, the language-model head and both "
+        "attention products; embedding look-up, norms, rotary positions and softmax stay in floating point"
     )
 
 
@@ -125,7 +127,7 @@ def integer_attention(
     """
     batch, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
-    if heads != kv_heads and not enable_gqa or heads % kv_heads:
+    if (heads != kv_heads and not enable_gqa) or heads % kv_heads:
         raise InputError(f"Attention of {heads} heads over {kv_heads} key-value heads asked for; expected a multiple.")
     if is_causal:
         attn_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()

@@ -92,7 +92,7 @@ def markdown(entries: Sequence[System]) -> str:
         "# Catalogue of systems",
         "",
         f"Bitwright sets out to hold {len(entries)} published systems as working, reusable parts; {built} of them have",
-        "entered so far. `bitwright systems` prints this table, `bitwright reproduce SLUG` runs the claims of a system.",
+        "entered so far. `bitwright systems` prints this table, `bitwright reproduce SLUG` runs a system's claims.",
         "",
         "| no. | system | status | paper | entry points |",
         "|---|---|---|---|---|",

@@ -19,8 +19,8 @@ from bitwright.study.result import StudyResult
 def evaluate_study(study: Study, folder: Path) -> StudyResult:
     """Evaluate a study; paths in it are relative to `folder`.
 
-    Expensive steps (running the model, synthesis, gate-level simulation) are taken from the cache when their inputs have
-    not changed. Raises BitwrightError for anything that cannot be done.
+    Expensive steps (running the model, synthesis, gate-level simulation) are taken from the cache when their inputs
+    have not changed. Raises BitwrightError for anything that cannot be done.
     """
     memory = memory_preset(study.memory)  # a wrong name should fail before the long steps
     workloads = build_workloads(study)
@@ -60,11 +60,13 @@ def evaluate_study(study: Study, folder: Path) -> StudyResult:
 
 def _notes(study: Study, bandwidth: float, workload_notes: list[str]) -> tuple[str, ...]:
     return (
-        f"External memory: {study.memory}, {bandwidth / 1e9:g} GB/s; operand buffer of {study.buffer.capacity / 1024:g} KiB; "
-        f"vector unit of {study.vector_lanes} lanes at the array's clock. None of the three is synthesised.",
-        "Array cycles assume operands at the array's edges when it wants them; the timeline adds the memory's time. Softmax, "
-        "normalisation and element-wise operators work on operands that pass the vector unit, at no external traffic.",
-        "Gates before placement: no wires, no clock tree, no glitches. Switching energy is that of linear-layer tiles and "
-        "is applied to the attention products as well.",
+        f"External memory: {study.memory}, {bandwidth / 1e9:g} GB/s; operand buffer of "
+        f"{study.buffer.capacity / 1024:g} KiB; vector unit of {study.vector_lanes} lanes at the array's clock. None of "
+        "the three is synthesised.",
+        "Array cycles assume operands at the array's edges when it wants them; the timeline adds the memory's time. "
+        "Softmax, normalisation and element-wise operators work on operands that pass the vector unit, at no external "
+        "traffic.",
+        "Gates before placement: no wires, no clock tree, no glitches. Switching energy is that of linear-layer tiles "
+        "and is applied to the attention products as well.",
         *workload_notes,
     )

@@ -55,7 +55,7 @@ class ModelSection(_Section):
 
 
 class WorkloadSection(_Section):
-    """The phases that are mapped: a prompt of `prompt` tokens, then one decode step with `context` tokens in the cache."""
+    """The phases that are mapped: a prompt of `prompt` tokens; one decode step after `context` cached tokens."""
 
     batch: int = Field(1, ge=1)
     prompt: int = Field(512, ge=1)
@@ -86,7 +86,7 @@ class Study(_Section):
 
     title: str
     model: ModelSection
-    workload: WorkloadSection = WorkloadSection()
+    workload: WorkloadSection = Field(default_factory=lambda: WorkloadSection.model_validate({}))
     engines: tuple[EngineSection, ...] = Field(min_length=1)
     libraries: tuple[str, ...] = ("predictive-28nm",)
     objective: Literal["area_delay", "area", "delay"] = "area_delay"

@@ -64,7 +64,7 @@ def build_engine(
 
     Raises BitwrightError when the netlist, driven with the model's operands, disagrees with the exact evaluation.
     """
-    library = find_library(library_name)
+    library = find_library(_place(library_name, folder))
     array = describe_array(section)
     verilog = generate(array)
     report = synthesise_array(verilog, TOP, library, objective=study.objective)
@@ -72,26 +72,32 @@ def build_engine(
         phase: _cached_activity(array, report, library, operands, rows, study.seed, f"{section.name}, {phase}")
         for phase, rows in (("prefill", array.rows), ("decode", min(study.workload.batch, array.rows)))
     }
-    gates = _figures(section, library, array, report, verilog, activity)
+    gates = _figures(section, Path(library_name).name, array, report, verilog, activity)
     return BuiltEngine(array, gates, {phase: entry["energy_j"] for phase, entry in activity.items()}, report.leakage_w)
 
 
+def _place(library: str, folder: Path) -> str:
+    """A library's name, or its path relative to the study file."""
+    inside = folder / library
+    return str(inside) if inside.is_file() else library
+
+
 def _figures(
-    section: EngineSection, library: Library, array: SystolicArray, report: ArrayReport, verilog: str,
+    section: EngineSection, library: str, array: SystolicArray, report: ArrayReport, verilog: str,
     activity: Mapping[str, Mapping[str, Any]],
 ) -> Gates:  # fmt: skip
     element, stage = report.parts[PE], report.parts[OUTPUT_STAGE]
     count = array.rows * array.columns
     frequency = 1 / report.period_s
     peak = 2 * count * frequency
-    source = f"{library.name} cells, {element.tool}, before placement"
+    source = f"{library} cells, {element.tool}, before placement"
 
     def synthesised(value: float, unit: str, note: str = "") -> Quantity:
         return Quantity(value, unit, Evidence.SYNTHESISED, f"{source}{note}")
 
     return Gates(
         engine=section.name,
-        library=library.name,
+        library=library,
         element_area=synthesised(element.area_um2, "um2"),
         array_area=synthesised(report.area_um2, "um2", ", buffer and vector unit not included"),
         element_max_frequency=synthesised(element.maximum_frequency_hz or 0.0, "Hz", ", fastest netlist of the search"),
@@ -109,8 +115,8 @@ def _figures(
         },
         verilog=verilog,
         checks=tuple(
-            f"netlist of {entry['cells']:,} cells simulated over {entry['cycles']:,} cycles x {entry['streams']} streams of "
-            f"the model's operands ({phase}): {entry['results']:,} results equal the exact evaluation"
+            f"netlist of {entry['cells']:,} cells simulated over {entry['cycles']:,} cycles x {entry['streams']} streams "
+            f"of the model's operands ({phase}): {entry['results']:,} results equal the exact evaluation"
             for phase, entry in activity.items()
         ),
     )
@@ -147,7 +153,7 @@ def simulate_activity(
     """
     depth = min(entry.activations.shape[1] for entry in operands)
     lanes = _draw_layers(operands, seed)
-    columns = min(_TILES * array.columns, min(entry.weights.shape[1] for entry in operands))
+    columns = min(_TILES * array.columns, *(entry.weights.shape[1] for entry in operands))
     left = np.stack([entry.activations[:rows, :depth] for entry in lanes]).astype(np.int64)
     right = np.stack([entry.weights[:depth, :columns] for entry in lanes]).astype(np.int64)
     with progress(f"Simulating gates of {description}", 1) as advance:
@@ -214,8 +220,8 @@ def _compare(
             seen = (raw << shift).view(np.int64) >> np.int64(64 - array.accumulator_bits)
             if not np.array_equal(seen, expected[:, :, first + column].T):
                 raise BitwrightError(
-                    f"The netlist of the {array.rows}x{array.columns} {array.processing_element} array gives wrong results in "
-                    f"column {column}: synthesis or simulation is at fault; its figures cannot be trusted."
+                    f"The netlist of the {array.rows}x{array.columns} {array.processing_element} array gives wrong "
+                    f"results in column {column}: synthesis or simulation is at fault; its figures cannot be trusted."
                 )
             compared += seen.size
     return compared

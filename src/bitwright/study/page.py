@@ -14,15 +14,23 @@ from bitwright.core.quantity import Quantity, format_value
 from bitwright.study.result import Gates, Phase, StudyResult
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1080px;padding:24px;color:#1c2430;background:#fff}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:20px;margin:40px 0 8px;border-bottom:1px solid #d8dee6;padding-bottom:4px}
-table{border-collapse:collapse;width:100%;margin:8px 0 16px}th,td{padding:6px 10px;text-align:right;border-bottom:1px solid #e6eaef}
-th{font-weight:600;background:#f5f7fa}th:first-child,td:first-child{text-align:left}
-.e{font-size:11px;border-radius:8px;padding:1px 7px;margin-left:6px;color:#fff;white-space:nowrap}
-.executed{background:#2e7d32}.synthesised{background:#00788a}.simulated{background:#2c5cc5}.predicted{background:#a86200}.published{background:#8e3a8e}
-.plots{display:grid;grid-template-columns:1fr 1fr;gap:16px}.plots>div{min-width:0}.wide{grid-column:1/-1}
-details{margin:8px 0}summary{cursor:pointer;font-weight:600}pre{overflow:auto;max-height:480px;background:#f5f7fa;padding:12px;font-size:12px}
-.scroll{overflow-x:auto}li{margin:4px 0}@media(max-width:800px){.plots{grid-template-columns:1fr}}
+body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:24px;color:#1c2430;background:#fff}
+h1{font-size:26px;margin:0 0 4px}
+h2{font-size:20px;margin:40px 0 8px;border-bottom:1px solid #d8dee6;padding-bottom:4px}
+table{border-collapse:collapse;width:100%;margin:8px 0 16px;font-size:14px}
+th,td{padding:6px 8px;text-align:right;border-bottom:1px solid #e6eaef;white-space:nowrap}
+th{font-weight:600;background:#f5f7fa}
+th:first-child,td:first-child{text-align:left}
+.e{font-size:10px;border-radius:8px;padding:1px 6px;margin-left:5px;color:#fff}
+td .e{display:block;width:fit-content;margin:0 0 0 auto}
+.executed{background:#2e7d32}.synthesised{background:#00788a}.simulated{background:#2c5cc5}
+.predicted{background:#a86200}.published{background:#8e3a8e}
+.plots{display:grid;grid-template-columns:1fr 1fr;gap:16px}
+.plots>div{min-width:0}.wide{grid-column:1/-1}
+details{margin:8px 0}summary{cursor:pointer;font-weight:600}
+pre{overflow:auto;max-height:480px;background:#f5f7fa;padding:12px;font-size:12px}
+.scroll{overflow-x:auto}li{margin:4px 0}
+@media(max-width:800px){.plots{grid-template-columns:1fr}}
 """
 
 
@@ -47,7 +55,9 @@ def _plot(figure: go.Figure, title: str, wide: bool = False, height: int = 360) 
         legend={"orientation": "h", "y": -0.2},
         legend_title_text="",
     )
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    drawn = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+    )
     return f'<div class="{"wide" if wide else ""}">{drawn}</div>'
 
 
@@ -94,9 +104,10 @@ def roofline_plot(phases: Sequence[Phase], roofline: Mapping[str, float]) -> go.
     for entry in phases:
         spans = entry.schedule.task_times()
         points = [operator for operator in entry.operators if operator.macs and operator.memory_bytes]
+        times = [max(spans[operator.name], operator.memory_bytes / bandwidth) for operator in points]
         figure.add_scatter(
             x=[2 * operator.macs / operator.memory_bytes for operator in points],
-            y=[2 * operator.macs / spans[operator.name] for operator in points],
+            y=[2 * operator.macs / time for operator, time in zip(points, times, strict=True)],
             text=[operator.name for operator in points],
             mode="markers",
             name=f"{_label(entry)}: {entry.phase}",
@@ -108,15 +119,22 @@ def roofline_plot(phases: Sequence[Phase], roofline: Mapping[str, float]) -> go.
 
 
 def layer_time_plot(phase: Phase) -> go.Figure:
-    """Time of every operator of one phase on the resource it needs longest."""
+    """Busy time of the array, or of the vector unit where there is no product, of every operator of one phase."""
     figure = go.Figure()
     spans = phase.schedule.task_times()
-    for kind in dict.fromkeys(operator.kind for operator in phase.operators):
-        chosen = [operator for operator in phase.operators if operator.kind is kind and operator.name in spans]
+    timed = [(place, operator) for place, operator in enumerate(phase.operators) if operator.name in spans]
+    for kind in dict.fromkeys(operator.kind for _, operator in timed):
+        chosen = [(place, operator.name) for place, operator in timed if operator.kind is kind]
         figure.add_bar(
-            x=[operator.name for operator in chosen], y=[spans[operator.name] for operator in chosen], name=str(kind)
+            x=[place for place, _ in chosen],
+            y=[spans[name] for _, name in chosen],
+            text=[name for _, name in chosen],
+            textposition="none",
+            hovertemplate="%{text}<br>%{y:.4s}s<extra></extra>",
+            name=str(kind),
         )
-    figure.update_xaxes(showticklabels=False, title="operators in order")
+    figure.update_layout(bargap=0, barmode="overlay")
+    figure.update_xaxes(title="operators in order")
     figure.update_yaxes(title="time (s)", tickformat="~s")
     return figure
 
@@ -164,6 +182,7 @@ def render(result: StudyResult) -> str:
         [
             html.escape(_label(entry)),
             _figure(entry.element_area),
+            _figure(entry.element_max_frequency),
             _figure(entry.array_area),
             _figure(entry.max_frequency),
             _figure(entry.peak),
@@ -171,7 +190,9 @@ def render(result: StudyResult) -> str:
         ]
         for entry in result.gates
     ]
-    parts.append(_table(["engine / cells", "element", "array", "max frequency", "peak", "density"], rows))
+    parts.append(
+        _table(["engine / cells", "element", "element, fastest", "array", "array frequency", "peak", "density"], rows)
+    )
     parts.append('<div class="plots">' + _plot(area_plot(result.gates), "Area by component [synthesised]", True))
     parts.append("</div><h2>What it costs</h2>")
     for phase in dict.fromkeys(entry.phase for entry in result.phases):
@@ -212,10 +233,10 @@ def render(result: StudyResult) -> str:
     checks = [f"{_label(entry)}: {check}" for entry in result.gates for check in entry.checks]
     parts.append("<h2>Checks</h2><ul>" + "".join(f"<li>{html.escape(check)}</li>" for check in checks) + "</ul>")
     parts.append("<h2>Sources</h2>")
-    for entry in {gate.engine: gate for gate in result.gates}.values():
+    for gates in {gates.engine: gates for gates in result.gates}.values():
         parts.append(
-            f"<details><summary>Verilog of {html.escape(entry.engine)}</summary>"
-            f"<pre>{html.escape(entry.verilog)}</pre></details>"
+            f"<details><summary>Verilog of {html.escape(gates.engine)}</summary>"
+            f"<pre>{html.escape(gates.verilog)}</pre></details>"
         )
     study = html.escape(json.dumps(result.inputs, indent=2))
     versions = html.escape(json.dumps(dict(result.versions), indent=2))

@@ -31,7 +31,7 @@ _EXECUTION = {
 
 @dataclass(frozen=True)
 class Operands:
-    """Integer operands of one layer: a sample of activations (rows, k) and weights (k, columns), and histograms of all."""
+    """Integer operands of one layer: sampled activations (rows, k) and weights (k, columns), histograms of all."""
 
     layer: str
     activations: NDArray[np.int8]

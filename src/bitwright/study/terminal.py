@@ -49,6 +49,7 @@ def print_result(result: StudyResult, console: Console) -> None:
             [
                 f"{entry.engine} / {entry.library}",
                 _cell(entry.element_area),
+                _cell(entry.element_max_frequency),
                 _cell(entry.array_area),
                 _cell(entry.max_frequency),
                 _cell(entry.peak),
@@ -56,7 +57,7 @@ def print_result(result: StudyResult, console: Console) -> None:
             ]
             for entry in result.gates
         ]
-        columns = ["engine / cells", "element", "array", "max frequency", "peak", "density"]
+        columns = ["engine / cells", "element", "element, fastest", "array", "array frequency", "peak", "density"]
         console.print(_table("What the engine is", columns, rows))
     for phase in dict.fromkeys(entry.phase for entry in result.phases):
         rows = [
