@@ -178,7 +178,21 @@ def test_the_trace_has_a_track_per_resource_and_a_counter_per_memory(tmp_path):
 def test_the_gantt_plot_has_a_bar_per_task():
     figure = pipeline().gantt()
     assert sum(len(bar.x) for bar in figure.data) == 3
-    assert {row for bar in figure.data for row in bar.y} == {"stream", "link"}
+    assert {int(row) for bar in figure.data for row in bar.y} == {0, 1}
+    assert list(figure.layout.yaxis.ticktext) == ["stream", "link"]
+
+
+def test_a_gantt_plot_of_many_tasks_shows_busy_shares():
+    timeline = Timeline()
+    stream, link = timeline.resource("stream"), timeline.resource("link", 2)
+    durations = np.full(2000, 0.5)
+    first = timeline.tasks(durations, stream, (np.arange(1999), np.arange(1, 2000)))
+    for index in range(1000):  # the link is busy in the second half of every second
+        timeline.task("move", 0.5, [link], [first[2 * index]], category="move")
+    schedule = timeline.simulate()
+    bars = {bar.name: -np.array(bar.y) / 0.9 for bar in schedule.gantt().data}
+    assert np.allclose(bars["task"], 1)
+    assert bars["move"].mean() == pytest.approx(1000 * 0.5 / (2 * schedule.makespan))
 
 
 def test_memory_that_never_fits_names_the_task():

@@ -4,15 +4,12 @@ import os
 
 import pytest
 import torch
+from tiny_decoder import TINY
 
-from bitwright.models.decoder import Decoder, DecoderConfig
+from bitwright.models.decoder import Decoder
 from bitwright.models.load import LoadedModel, load
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-TINY = DecoderConfig(
-    vocabulary=97, hidden=48, layers=2, heads=6, kv_heads=2, head_dim=8, feed_forward=80, max_positions=64
-)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from tiny_decoder import TINY
 
 from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.models.decoder import Decoder

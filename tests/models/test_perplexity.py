@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from tiny_decoder import TINY
 
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.models.decoder import Decoder

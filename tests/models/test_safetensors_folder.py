@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from safetensors.torch import save_file
+from tiny_decoder import TINY
 
 from bitwright.core.errors import InputError
 from bitwright.models.decoder import Decoder

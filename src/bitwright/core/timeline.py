@@ -20,7 +20,19 @@ from bitwright import _native
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.files import write_whole
 
-_GANTT_BARS = 20_000
+_GANTT_BARS, _GANTT_INTERVALS = 1000, 400
+_COLOURS = (
+    "#636efa",
+    "#ef553b",
+    "#00cc96",
+    "#ab63fa",
+    "#ffa15a",
+    "#19d3f3",
+    "#ff6692",
+    "#b6e880",
+    "#ff97ff",
+    "#fecb52",
+)
 
 
 @dataclass(frozen=True)
@@ -315,28 +327,74 @@ class Schedule:
     def gantt(self) -> Any:
         """The schedule as a plotly figure, one row per resource, one colour per category.
 
-        Raises BitwrightError for more than 20,000 tasks; use the trace for those.
+        Up to 1,000 tasks are drawn as bars; of more, whose bars would be thinner than a pixel, each row shows the busy
+        share of the resource over time.
         """
-        if len(self.names) > _GANTT_BARS:
-            raise BitwrightError(f"{len(self.names)} tasks are too many for a Gantt plot; write a trace instead.")
         import plotly.graph_objects as go
 
-        labels = [*(store.name for store in self.stores), "no resource"]
-        rows = [labels[track] for track in self._tracks().tolist()]  # -1 is the last label
+        labels = [store.name for store in self.stores if not store.memory] + ["no resource"]
+        row_of = np.full(len(self.stores) + 1, len(labels) - 1)
+        row_of[[index for index, store in enumerate(self.stores) if not store.memory]] = np.arange(len(labels) - 1)
+        rows = row_of[self._tracks()]  # -1 reads the last entry: no resource
+        if not (rows == len(labels) - 1).any():
+            labels.pop()
+        categories = np.array([name or "task" for name in self.categories], dtype=object)
         figure = go.Figure()
-        for category in dict.fromkeys(self.categories):
-            chosen = [index for index, name in enumerate(self.categories) if name == category]
-            figure.add_bar(
-                y=[rows[index] for index in chosen],
-                base=self.start[chosen],
-                x=(self.finish - self.start)[chosen],
-                orientation="h",
-                name=category or "task",
-                text=[self.names[index] for index in chosen],
-                textposition="none",
-                hovertemplate="%{text}<br>%{base:.4s}s + %{x:.4s}s<extra></extra>",
-            )
-        figure.update_layout(barmode="overlay", xaxis_title="time (s)")
-        figure.update_xaxes(tickformat="~s")
-        figure.update_yaxes(autorange="reversed")
+        if len(self.names) > _GANTT_BARS:
+            self._draw_shares(figure, rows, categories)
+        else:
+            for category in dict.fromkeys(categories.tolist()):
+                chosen = np.flatnonzero(categories == category)
+                figure.add_bar(
+                    y=rows[chosen],
+                    base=self.start[chosen],
+                    x=(self.finish - self.start)[chosen],
+                    orientation="h",
+                    name=category,
+                    text=[self.names[index] for index in chosen.tolist()],
+                    textposition="none",
+                    hovertemplate="%{text}<br>%{base:.4s}s + %{x:.4s}s<extra></extra>",
+                )
+            figure.update_layout(barmode="overlay")
+        figure.update_xaxes(tickformat="~s", title="time (s)")
+        figure.update_yaxes(autorange="reversed", tickvals=list(range(len(labels))), ticktext=labels)
         return figure
+
+    def _draw_shares(self, figure: Any, rows: NDArray[np.intp], categories: NDArray[np.object_]) -> None:
+        """Stacked busy shares per time interval and category; a full row is 0.9 high and centred on its number."""
+        edges = np.linspace(0, self.makespan, _GANTT_INTERVALS + 1)
+        names = list(dict.fromkeys(categories.tolist()))
+        colours = dict(zip(names, range(len(names)), strict=True))
+        shown = set()
+        for row in np.unique(rows):
+            capacity = [store.capacity for store in self.stores if not store.memory][row : row + 1] or [1.0]
+            height = np.zeros(_GANTT_INTERVALS)
+            for category in names:
+                chosen = (rows == row) & (categories == category)
+                if not chosen.any():
+                    continue
+                share = 0.9 * self._busy(chosen, edges) / (np.diff(edges) * capacity[0])
+                figure.add_bar(
+                    x=(edges[:-1] + edges[1:]) / 2,
+                    y=-share,  # the axis points down
+                    base=row + 0.45 - height,
+                    width=edges[1],
+                    name=category,
+                    legendgroup=category,
+                    showlegend=category not in shown,
+                    marker={"color": _COLOURS[colours[category] % len(_COLOURS)], "line": {"width": 0}},
+                    customdata=share / 0.9,
+                    hovertemplate=category + ": busy %{customdata:.0%} at %{x:.4s}s<extra></extra>",
+                )
+                height += share
+                shown.add(category)
+        figure.update_layout(barmode="overlay", bargap=0)
+
+    def _busy(self, chosen: NDArray[np.bool_], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Task-seconds of the chosen tasks between successive edges."""
+        times = np.concatenate([self.start[chosen], self.finish[chosen]])
+        slopes = np.concatenate([np.ones(int(chosen.sum())), -np.ones(int(chosen.sum()))])
+        order = np.argsort(times, kind="stable")
+        times, running = times[order], np.cumsum(slopes[order])
+        done = np.concatenate([[0.0], np.cumsum(running[:-1] * np.diff(times))])
+        return np.diff(np.interp(edges, times, done))

@@ -62,7 +62,7 @@ def panel_traffic(
 
     Half of the buffer holds a panel of whole rows of one operand (or whole columns of the other) while the other
     operand streams past it once per panel; when not even a panel as high as the array fits, both stream, once per
-    tile of the array. The cheapest of the three schedules is taken. `left_bytes` and `right_bytes` are bytes per element.
+    tile of the array. The cheapest of the three schedules is taken. `left_bytes` and `right_bytes` are per element.
     """
     left = gemm.m * gemm.k * left_bytes
     right = gemm.n * gemm.k * right_bytes

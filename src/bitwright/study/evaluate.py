@@ -52,7 +52,9 @@ def evaluate_study(study: Study, folder: Path) -> StudyResult:
         phases=phases,
         roofline={**roofline, "memory_bandwidth": memory.bandwidth.value},
         notes=_notes(
-            study, memory.bandwidth.value, [note for workload in workloads.values() for note in workload.notes]
+            study,
+            memory.bandwidth.value,
+            list(dict.fromkeys(note for workload in workloads.values() for note in workload.notes)),
         ),
         versions={"bitwright": __version__, "python": platform.python_version(), "yosys": yosys_version()},
     )
@@ -61,8 +63,8 @@ def evaluate_study(study: Study, folder: Path) -> StudyResult:
 def _notes(study: Study, bandwidth: float, workload_notes: list[str]) -> tuple[str, ...]:
     return (
         f"External memory: {study.memory}, {bandwidth / 1e9:g} GB/s; operand buffer of "
-        f"{study.buffer.capacity / 1024:g} KiB; vector unit of {study.vector_lanes} lanes at the array's clock. None of "
-        "the three is synthesised.",
+        f"{study.buffer.capacity / 1024:g} KiB; vector unit of {study.vector_lanes} lanes at the array's clock. "
+        "None of the three is synthesised.",
         "Array cycles assume operands at the array's edges when it wants them; the timeline adds the memory's time. "
         "Softmax, normalisation and element-wise operators work on operands that pass the vector unit, at no external "
         "traffic.",

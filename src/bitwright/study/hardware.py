@@ -115,8 +115,8 @@ def _figures(
         },
         verilog=verilog,
         checks=tuple(
-            f"netlist of {entry['cells']:,} cells simulated over {entry['cycles']:,} cycles x {entry['streams']} streams "
-            f"of the model's operands ({phase}): {entry['results']:,} results equal the exact evaluation"
+            f"netlist of {entry['cells']:,} cells simulated over {entry['cycles']:,} cycles x {entry['streams']} "
+            f"streams of the model's operands ({phase}): {entry['results']:,} results equal the exact evaluation"
             for phase, entry in activity.items()
         ),
     )

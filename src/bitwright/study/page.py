@@ -130,6 +130,8 @@ def layer_time_plot(phase: Phase) -> go.Figure:
             y=[spans[name] for _, name in chosen],
             text=[name for _, name in chosen],
             textposition="none",
+            width=1,
+            marker={"line": {"width": 0}},
             hovertemplate="%{text}<br>%{y:.4s}s<extra></extra>",
             name=str(kind),
         )

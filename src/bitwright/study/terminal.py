@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -19,61 +19,75 @@ _STYLE = {
 }
 
 
-def _cell(figure: Quantity) -> str:
-    return f"{format_value(figure.value, figure.unit)} [{_STYLE[figure.evidence]}]{figure.evidence[:3]}[/]"
+def _value(figure: Quantity) -> str:
+    return format_value(figure.value, figure.unit)
+
+
+def _evidence(figure: Quantity) -> str:
+    return f"[{_STYLE[figure.evidence]}]{figure.evidence}[/]"
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        drawn.add_column(column, justify="left" if index in (0, len(columns) - 1) else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*row)
     return drawn
 
 
+def _side_by_side(title: str, columns: Mapping[str, Mapping[str, Quantity]]) -> Table:
+    """Figures down, what they belong to across, the evidence (the same along a row) last."""
+    first = next(iter(columns.values()))
+    rows = [
+        [name, *(_value(figures[name]) for figures in columns.values()), _evidence(figure)]
+        for name, figure in first.items()
+    ]
+    return _table(title, ["", *columns, "evidence"], rows)
+
+
 def print_result(result: StudyResult, console: Console) -> None:
-    """Print the figures of a study as tables, each figure with a colour for its evidence."""
+    """Print the figures of a study as tables, each figure with its evidence."""
     console.rule(f"[bold]{result.title}")
-    console.print("Evidence: " + "  ".join(f"[{style}]{kind[:3]}[/] {kind}" for kind, style in _STYLE.items()))
     if result.quality:
         rows = [
-            [entry.format, _cell(entry.perplexity), f"{entry.tokens:,}", entry.execution] for entry in result.quality
+            [entry.format, _value(entry.perplexity), f"{entry.tokens:,}", _evidence(entry.perplexity)]
+            for entry in result.quality
         ]
-        console.print(_table("Is it still right?", ["format", "perplexity", "tokens", "execution"], rows))
-    names = list(next(iter(result.workloads.values()), {}))
-    rows = [[phase, *(_cell(figures[name]) for name in names)] for phase, figures in result.workloads.items()]
-    console.print(_table("What has to be computed", ["phase", *names], rows))
-    if result.gates:
-        rows = [
-            [
-                f"{entry.engine} / {entry.library}",
-                _cell(entry.element_area),
-                _cell(entry.element_max_frequency),
-                _cell(entry.array_area),
-                _cell(entry.max_frequency),
-                _cell(entry.peak),
-                _cell(entry.density),
-            ]
-            for entry in result.gates
-        ]
-        columns = ["engine / cells", "element", "element, fastest", "array", "array frequency", "peak", "density"]
-        console.print(_table("What the engine is", columns, rows))
+        console.print(_table("Is it still right?", ["format", "perplexity", "tokens", "evidence"], rows))
+    console.print(_side_by_side("What has to be computed", result.workloads))
+    gates = {
+        f"{entry.engine}\n{entry.library}": {
+            "element": entry.element_area,
+            "fastest element": entry.element_max_frequency,
+            "array": entry.array_area,
+            "array frequency": entry.max_frequency,
+            "peak": entry.peak,
+            "density": entry.density,
+            "leakage": entry.leakage,
+        }
+        for entry in result.gates
+    }
+    console.print(_side_by_side("What the engine is", gates))
     for phase in dict.fromkeys(entry.phase for entry in result.phases):
-        rows = [
-            [
-                f"{entry.engine} / {entry.library}",
-                _cell(entry.cycles),
-                _cell(entry.utilisation),
-                _cell(entry.tokens_per_second),
-                _cell(entry.array_energy_per_mac),
-                _cell(entry.energy_per_token),
-                _cell(entry.memory_traffic),
-            ]
+        costs = {
+            f"{entry.engine}\n{entry.library}": {
+                "array cycles": entry.cycles,
+                "array utilisation": entry.utilisation,
+                "time": entry.time,
+                "speed": entry.tokens_per_second,
+                "array energy": entry.array_energy_per_mac,
+                "energy per token": entry.energy_per_token,
+                **{f"  {name}": figure for name, figure in entry.energies.items()},
+                "external traffic": entry.memory_traffic,
+                "buffer traffic": entry.buffer_traffic,
+            }
             for entry in result.phases
             if entry.phase == phase
-        ]
-        columns = ["engine / cells", "cycles", "utilisation", "speed", "array energy", "energy/token", "traffic"]
-        console.print(_table(f"What it costs: {phase}", columns, rows))
+        }
+        console.print(_side_by_side(f"What it costs: {phase}", costs))
     for note in result.notes:
-        console.print(f"  - {note}", highlight=False)
+        console.print(f"- {note}", highlight=False)
+    for entry in result.gates:
+        for check in entry.checks:
+            console.print(f"- {entry.engine}: {check}", highlight=False)
