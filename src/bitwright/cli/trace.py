@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,7 +17,7 @@ def trace(
     model: str = typer.Argument(
         ..., help="An ONNX file, a Hugging Face config.json or folder, or a configuration such as llama-3-70b."
     ),
-    phase: str = typer.Option("prefill", help="prefill, decode or training (configurations)."),
+    phase: Literal["prefill", "decode", "training"] = typer.Option("prefill", help="Phase of a configuration."),
     batch: int = typer.Option(1, help="Sequences or images (configurations)."),
     tokens: int = typer.Option(512, help="Prompt tokens (prefill, training)."),
     context: int = typer.Option(

@@ -83,9 +83,7 @@ def format_value(value: float, unit: str) -> str:
 def _registry() -> Any:
     import pint  # imported late: building its registry takes a good part of a second
 
-    registry: Any = pint.UnitRegistry(cache_folder=":auto:", on_redefinition="ignore")
-    # Pint's own bit is dimensionless, which would let "2 THz" pass as a bandwidth.
-    registry.define("bit = [information]")
+    registry: Any = pint.UnitRegistry()
     for definition in ("FLOP = [floating_point_operation]", "OP = [operation]", "MAC = [multiply_accumulate]",
                        "FLOPS = FLOP / second", "OPS = OP / second", "token = [token]"):  # fmt: skip
         registry.define(definition)
@@ -110,7 +108,13 @@ def parse_quantity(text: str | float, unit: str) -> float:
         raise InputError(f'{text!r} has no unit; write for example "{text} {unit}".')
     try:
         parsed = registry.Quantity(str(text))
-        value = float(parsed.to(_spell(unit)).magnitude)
+        target = registry.Quantity(1, _spell(unit))
+        # Pint's bit is dimensionless, which would let "2 THz" pass as a bandwidth.
+        if _information(parsed) != _information(target):
+            raise InputError(f"{text!r} is not a quantity in {unit!r}.")
+        value = float(parsed.to(target.units).magnitude)
+    except InputError:
+        raise
     except pint.DimensionalityError:
         raise InputError(f"{text!r} is not a quantity in {unit!r}.") from None
     except Exception as error:  # pint raises tokenizer, syntax, attribute and type errors for malformed text
@@ -118,6 +122,11 @@ def parse_quantity(text: str | float, unit: str) -> float:
     if not math.isfinite(value):
         raise InputError(f"{text!r} is not a finite quantity.")
     return value
+
+
+def _information(quantity: Any) -> float:
+    """Power of information (bits or bytes) in a quantity's unit."""
+    return float(sum(power for name, power in quantity.unit_items() if name.endswith(("bit", "byte"))))
 
 
 def _spell(unit: str) -> str:

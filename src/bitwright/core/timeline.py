@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitwright import _native
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.files import write_whole
 
+_Amounts = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
 _GANTT_BARS, _GANTT_INTERVALS = 1000, 400
 _COLOURS = (
     "#636efa",
@@ -45,6 +47,25 @@ class Store:
 
 
 @dataclass
+class _Ragged:
+    """Rows of integers, each with an amount, kept flat: row i ends at `ends[i]`."""
+
+    ends: array[int] = field(default_factory=lambda: array("q", [0]))
+    entries: array[int] = field(default_factory=lambda: array("i"))
+    amounts: array[float] = field(default_factory=lambda: array("d"))
+
+    def close_row(self) -> None:
+        self.ends.append(len(self.entries))
+
+    def row(self, index: int) -> list[tuple[int, float]]:
+        part = slice(self.ends[index], self.ends[index + 1])
+        return list(zip(self.entries[part], self.amounts[part], strict=True))
+
+    def arrays(self) -> _Amounts:
+        return np.array(self.ends, np.int64), np.array(self.entries, np.int32), np.array(self.amounts, float)
+
+
+@dataclass
 class Timeline:
     """Builds a set of tasks; `simulate` runs it. Times in seconds, memory in bytes."""
 
@@ -53,9 +74,9 @@ class Timeline:
     _categories: list[str] = field(default_factory=list)
     _durations: list[float] = field(default_factory=list)
     _priorities: list[int] = field(default_factory=list)
-    _after: list[Sequence[int]] = field(default_factory=list)
-    _takes: list[Sequence[tuple[int, float]]] = field(default_factory=list)
-    _gives: list[Sequence[tuple[int, float]]] = field(default_factory=list)
+    _after: _Ragged = field(default_factory=_Ragged)
+    _takes: _Ragged = field(default_factory=_Ragged)
+    _gives: _Ragged = field(default_factory=_Ragged)
 
     def resource(self, name: str, capacity: int = 1) -> int:
         """Add a resource that `capacity` tasks can hold at once (a compute stream, a link); returns its index."""
@@ -92,21 +113,29 @@ class Timeline:
         if not (math.isfinite(duration_s) and duration_s >= 0):
             raise InputError(f"Task {name!r} has duration {duration_s} s; it must be finite and not negative.")
         index = len(self._names)
-        held = [(resource, 1.0) for resource in dict.fromkeys(resources)]
-        allocated, freed = list((allocates or {}).items()), list((frees or {}).items())
-        self._check_stores(name, held, memory=False)
-        self._check_stores(name, allocated, memory=True)
-        self._check_stores(name, freed, memory=True)
-        before = tuple(dict.fromkeys(after))
-        if before and (min(before) < 0 or max(before) == index):
+        before = tuple(after)
+        if before and (min(before) < 0 or index in before):
             raise InputError(f"Task {name!r} depends on itself or on a negative index.")
+        # Everything is checked before anything is added, so that a refused task leaves nothing behind.
+        held = tuple(dict.fromkeys(resources))
+        self._check_stores(name, ((resource, 1.0) for resource in held), memory=False)
+        for pairs in (allocates, frees):
+            if pairs:
+                self._check_stores(name, pairs.items(), memory=True)
         self._names.append(name)
         self._categories.append(category)
         self._durations.append(duration_s)
         self._priorities.append(priority)
-        self._after.append(before)
-        self._takes.append(held + allocated)
-        self._gives.append(held + freed)
+        self._after.entries.extend(before)
+        self._after.amounts.extend([1.0] * len(before))
+        self._after.close_row()
+        for rows, amounts in ((self._takes, allocates), (self._gives, frees)):
+            rows.entries.extend(held)
+            rows.amounts.extend([1.0] * len(held))
+            if amounts:
+                rows.entries.extend(amounts.keys())
+                rows.amounts.extend(amounts.values())
+            rows.close_row()
         return index
 
     def _check_stores(self, name: str, pairs: Iterable[tuple[int, float]], memory: bool) -> None:
@@ -137,24 +166,22 @@ class Timeline:
         for store in np.unique(held).tolist():
             self._check_stores(name, [(store, 1.0)], memory=False)
         count, base = len(durations), len(self._names)
-        before: list[Sequence[int]] = [()] * count
+        sources = np.empty(0, np.int32)
+        bounds = np.zeros(count + 1, np.int64)
         if after is not None:
             earlier, later = (np.asarray(index, int) for index in after)
             if len(earlier) and (min(earlier.min(), later.min()) < 0 or max(earlier.max(), later.max()) >= count):
                 raise InputError(f"A dependency names a task outside 0..{count - 1}.")
             order = np.argsort(later, kind="stable")
             bounds = np.searchsorted(later[order], np.arange(count + 1))
-            sources = (earlier[order] + base).tolist()
-            before = [sources[a:b] for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
-        units = [((store, 1.0),) for store in range(len(self._stores))]
-        takes = [units[store] for store in held.tolist()]
+            sources = (earlier[order] + base).astype(np.int32)
+        _append(self._after, sources, bounds[1:])
+        for rows in (self._takes, self._gives):
+            _append(rows, held.astype(np.int32), np.arange(1, count + 1))
         self._names.extend(f"{name} {index}" for index in range(count))
         self._categories.extend([category] * count)
         self._durations.extend(durations.tolist())
         self._priorities.extend([0] * count)
-        self._after.extend(before)
-        self._takes.extend(takes)
-        self._gives.extend(takes)
         return range(base, base + count)
 
     def simulate(self) -> Schedule:
@@ -167,12 +194,12 @@ class Timeline:
         durations = np.array(self._durations, float)
         start, finish = np.empty(count), np.empty(count)
         cause = np.empty(count, np.int32)
-        after_offsets, after = _rows(self._after)
+        after_offsets, after, _ = self._after.arrays()
         if len(after) and after.max() >= count:
-            late = next(i for i, before in enumerate(self._after) if before and max(before) >= count)
+            late = int(np.searchsorted(after_offsets, np.flatnonzero(after >= count)[0], side="right")) - 1
             raise InputError(f"Task {self._names[late]!r} depends on a task that was never added.")
-        takes_offsets, takes, take_amounts = _amounts(self._takes)
-        gives_offsets, gives, give_amounts = _amounts(self._gives)
+        takes_offsets, takes, take_amounts = self._takes.arrays()
+        gives_offsets, gives, give_amounts = self._gives.arrays()
         capacities = np.array([store.capacity for store in self._stores], float)
         try:
             finished = _native.simulate_timeline(
@@ -191,14 +218,14 @@ class Timeline:
 
     def _explain_deadlock(self, finish: NDArray[np.float64]) -> None:
         stuck = np.flatnonzero(finish < 0).tolist()
-        waiting = [task for task in stuck if all(finish[before] >= 0 for before in self._after[task])]
+        waiting = [task for task in stuck if all(finish[before] >= 0 for before, _ in self._after.row(task))]
         if not waiting:
             names = ", ".join(repr(self._names[task]) for task in stuck[:5])
             raise BitwrightError(f"{len(stuck)} tasks wait for each other in a circle, among them {names}.")
         first = waiting[0]
         wants = ", ".join(
             f"{amount:.6g} B in {self._stores[store].name!r} (capacity {self._stores[store].capacity:.6g} B)"
-            for store, amount in self._takes[first]
+            for store, amount in self._takes.row(first)
             if self._stores[store].memory
         )
         raise BitwrightError(
@@ -207,19 +234,12 @@ class Timeline:
         )
 
 
-def _rows(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
-    entries = np.fromiter((entry for row in rows for entry in row), np.int32, int(offsets[-1]))
-    return offsets, entries
-
-
-_Amounts = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
-
-
-def _amounts(rows: Sequence[Sequence[tuple[int, float]]]) -> _Amounts:
-    offsets, stores = _rows([[store for store, _ in row] for row in rows])
-    return offsets, stores, np.fromiter((amount for row in rows for _, amount in row), float, len(stores))
+def _append(rows: _Ragged, entries: NDArray[np.int32], ends: NDArray[np.int64]) -> None:
+    """Add rows of unit amounts; `ends` counts from the first of these entries."""
+    start = len(rows.entries)
+    rows.entries.frombytes(entries.astype(np.intc).tobytes())
+    rows.amounts.frombytes(np.ones(len(entries)).tobytes())
+    rows.ends.frombytes((ends + start).astype(np.int64).tobytes())
 
 
 @dataclass(frozen=True)
