@@ -57,3 +57,15 @@ def test_a_wrong_multiple_is_refuted(monkeypatch):
 
     monkeypatch.setattr(Arithmetic, "_map", wrong)
     assert list(formal_equivalence(SystolicArray(2, 2)).refuted) == ["multiple_4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_whole_at_full_width(element):
+    """next state == state + a * b modulo 2^32 for all INT8 operands, value of a by value of a: some minutes each."""
+    assert "whole" in formal_equivalence(SystolicArray(1, 1, element), whole=True).proved
+
+
+def test_wide_operands_are_proved_in_pieces_only():
+    with pytest.raises(InputError, match="up to 8 bits"):
+        formal_equivalence(SystolicArray(1, 1, a_bits=16, b_bits=16), whole=True)

@@ -11,7 +11,8 @@ specification with *free* inputs, hence for any value the pieces before it can p
 
 Substituting them into each other gives, for the multiply-accumulate element, next acc == acc + a * b, and for the
 compressed one, next s + next c == s + c + a * b, both modulo 2^W. The substitution is this argument, not part of the
-machine's proof; `whole=True` adds the undivided statement, feasible for small widths and opaque multipliers.
+machine's proof. `whole=True` adds the undivided statement, proved for one value of `a` after the other with everything
+else free: complete, for operands of up to 8 bits, and minutes of work.
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ from typing import Any
 
 from amaranth.hdl import Module, Signal, signed
 
+from bitwright.core.errors import InputError
+from bitwright.core.progress import progress
 from bitwright.engine.nest import Nest, Operation, Primitive, Value
 from bitwright.engine.rtl import Arithmetic, Component, check_hardware, rtlil_text
 from bitwright.engine.systolic import SystolicArray
-from bitwright.engine.yosys import run_yosys
+from bitwright.engine.yosys import YosysJob, run_yosys, run_yosys_jobs
+
+_SUCCESS = "SUCCESS!"
+_MOST_SPLIT_BITS = 8
+_VALUES_PER_RUN = 8
+_PARALLEL = 2
 
 
 @dataclass(frozen=True)
@@ -44,16 +52,51 @@ class FormalReport:
 def formal_equivalence(array: SystolicArray, whole: bool = False, timeout_s: float = 300) -> FormalReport:
     """Prove the arithmetic of the array's processing element; see the module docstring for what is proved.
 
-    Raises ToolError when Yosys is missing or the solver does not finish within `timeout_s`.
+    `whole` also proves the undivided statement (some minutes at 8 bits). Raises InputError when that is asked for wide
+    operands, ToolError when Yosys is missing or one of its runs does not finish within `timeout_s`.
     """
+    if whole and array.a_bits > _MOST_SPLIT_BITS:
+        raise InputError(
+            f"The undivided proof takes the {1 << array.a_bits} values of a {array.a_bits}-bit operand one by one; "
+            f"it is offered up to {_MOST_SPLIT_BITS} bits. Prove the pieces instead."
+        )
     component = _Statements(array, whole)
-    text = rtlil_text(component)
-    names = list(component.outputs)
-    script = "read_rtlil statements.il\nhierarchy -top statements\nproc\nflatten\nopt\n"
-    script += "".join(f"tee -o {name}.txt sat -prove {name} 1 -show-inputs\n" for name in names)
-    logs = run_yosys(script, {"statements.il": text}, [f"{name}.txt" for name in names], timeout_s)
-    proved = [name for name in names if "SUCCESS!" in logs[f"{name}.txt"]]
-    return FormalReport(tuple(proved), {name: logs[f"{name}.txt"] for name in names if name not in proved})
+    prepare = "read_rtlil statements.il\nhierarchy -top statements\nproc\nflatten\nopt\n"
+    files = {"statements.il": rtlil_text(component)}
+    split = whole and array.nest.encoding is not None
+    names = [name for name in component.outputs if not (split and name == "whole")]
+    proofs = "".join(f"tee -o {name}.txt sat -prove {name} 1 -show-inputs\n" for name in names)
+    logs = run_yosys(prepare + proofs, files, [f"{name}.txt" for name in names], timeout_s)
+    proved = [name for name in names if _SUCCESS in logs[f"{name}.txt"]]
+    refuted = {name: logs[f"{name}.txt"] for name in names if name not in proved}
+    if split:
+        failed = _prove_by_cases(array.a_bits, prepare, files, timeout_s)
+        if failed:
+            refuted["whole"] = failed
+        else:
+            proved.append("whole")
+    return FormalReport(tuple(proved), refuted)
+
+
+def _prove_by_cases(bits: int, prepare: str, files: Mapping[str, str | bytes], timeout_s: float) -> str:
+    """Prove the statement `whole` for every value of `a`; the log of the first value that fails, "" if none does."""
+    values = range(1 << bits)
+    with progress("Proving the whole element, value by value", len(values)) as advance:
+        for first in range(0, len(values), _VALUES_PER_RUN * _PARALLEL):
+            runs = [
+                values[at : at + _VALUES_PER_RUN]
+                for at in range(first, first + _VALUES_PER_RUN * _PARALLEL, _VALUES_PER_RUN)
+            ]
+            jobs = []
+            for run in filter(None, runs):
+                proofs = "".join(f"tee -o {a}.txt sat -prove whole 1 -set a {a} -show-inputs\n" for a in run)
+                jobs.append(YosysJob(prepare + proofs, files, [f"{a}.txt" for a in run]))
+            for logs in run_yosys_jobs(jobs, _PARALLEL, timeout_s):
+                for log in logs.values():
+                    if _SUCCESS not in log:
+                        return log
+            advance(sum(map(len, runs)))
+    return ""
 
 
 class _Pieces(Arithmetic):
