@@ -48,7 +48,10 @@ def generate(
     nest: Annotated[bool, typer.Option("--nest", help="Print the loop nest instead of Verilog.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Generate the Verilog of an output-stationary systolic array, or print its loop nest."""
+    """Generate the Verilog of an output-stationary systolic array, or print its loop nest.
+
+    Example: `bitwright engine generate --rows 8 --columns 8 -p compressed-accumulation -o array.v`
+    """
     from bitwright.core.files import write_whole
     from bitwright.engine import rtl
     from bitwright.engine.nest import pretty
@@ -71,10 +74,16 @@ def verify(
         Literal["amaranth", "icarus", "verilator"] | None,
         typer.Option(help="Default: Icarus when installed, else Amaranth's."),
     ] = None,
-    formal: Annotated[bool, typer.Option("--formal", help="Also prove the element's arithmetic with a SAT solver.")] = False,
+    formal: Annotated[bool, typer.Option("--formal", help="Also prove the element's arithmetic (SAT).")] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="With --formal: prove it undivided too, some minutes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Simulate the RTL against the exact evaluation, cycle by cycle; optionally prove the element's arithmetic."""
+    """Simulate the RTL against the exact evaluation, cycle by cycle; optionally prove the element's arithmetic.
+
+    Example: `bitwright engine verify --rows 4 --columns 4 --formal`
+    """
     from bitwright.core.progress import progress
     from bitwright.engine import formal as proofs
     from bitwright.engine import verify as simulation
@@ -83,7 +92,7 @@ def verify(
     with progress("Verifying", 1 + formal) as advance:
         report = simulation.verify(array, seed, vectors, simulator)
         advance(1)
-        proof = proofs.formal_equivalence(array) if formal else None
+        proof = proofs.formal_equivalence(array, whole) if formal or whole else None
         advance(int(formal))
     data = {**vars(report), "passed": report.passed}
     if proof:
@@ -96,9 +105,10 @@ def verify(
             else f"{report.mismatches} MISMATCHES, first: {report.first_mismatch}"
         )
         out.print(
-            f"{report.simulator}: {report.products} products, {report.vectors:,} operand steps, {report.cycles:,} cycles: "
-            f"{verdict}",
+            f"{report.simulator}: {report.products} products, {report.vectors:,} operand steps, {report.cycles:,} "
+            f"cycles: {verdict}",
             highlight=False,
+            markup=False,
         )
         if proof:
             out.print(f"proved: {', '.join(proof.proved) or 'nothing'}", highlight=False)
@@ -117,10 +127,15 @@ def synthesise(
     library: Annotated[
         str, typer.Option("--library", "-l", help="predictive-28nm, -45nm, -180nm, osu018, or a Liberty file.")
     ] = "predictive-28nm",
-    objective: Annotated[Literal["area_delay", "area", "delay"], typer.Option(help="What to keep the best of.")] = "area_delay",
+    objective: Annotated[
+        Literal["area_delay", "area", "delay"], typer.Option(help="What to keep the best of.")
+    ] = "area_delay",
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Map an array to the gates of a cell library: area, maximum frequency, leakage."""
+    """Map an array to the gates of a cell library: area, maximum frequency, leakage.
+
+    Example: `bitwright engine synthesise -p compressed-accumulation --library predictive-45nm`
+    """
     from bitwright.core.quantity import format_value
     from bitwright.engine.libraries import find_library
     from bitwright.engine.rtl import TOP, generate
@@ -168,6 +183,7 @@ def synthesise(
             f"Array: {report.area_um2:,.0f} um2, {format_value(1 / report.period_s, 'Hz')}, leakage "
             f"{format_value(report.leakage_w, 'W')} [synthesised, before placement]",
             highlight=False,
+            markup=False,
         )
 
     show(data, as_json, render)

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from bitwright.cli.main import app, show, table
+from bitwright.core.errors import InputError
 
 commands = typer.Typer(
     help="Machines: devices, memories and links, every figure with its source.", no_args_is_help=True
@@ -15,7 +16,10 @@ app.add_typer(commands, name="machine")
 
 @commands.command("list")
 def list_command(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """List the machine presets and the memory presets."""
+    """List the machine presets and the memory presets.
+
+    Example: `bitwright machine list`
+    """
     from bitwright.core.machine import THIS_MACHINE, list_machines, load_machine, memory_presets, this_machine_path
 
     machines = {name: load_machine(name).title for name in list_machines() if name != THIS_MACHINE}
@@ -34,13 +38,18 @@ def list_command(as_json: bool = typer.Option(False, "--json", help="Print JSON.
 
 @commands.command("show")
 def show_command(
-    name: str = typer.Argument(..., help="A preset, this-machine, or the path of a machine file."),
+    name: str = typer.Argument(..., metavar="NAME", help="A preset, this-machine, or the path of a machine file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     as_yaml: bool = typer.Option(False, "--yaml", help="Print the machine file."),
 ) -> None:
-    """Show a machine: every figure with its evidence and source."""
+    """Show a machine: every figure with its evidence and source.
+
+    Example: `bitwright machine show a100-80g`
+    """
     from bitwright.core.machine import load_machine
 
+    if as_yaml and as_json:
+        raise InputError("Give --json or --yaml, not both.")
     machine = load_machine(name)
     if as_yaml:
         print(machine.to_yaml(), end="")
@@ -54,7 +63,10 @@ def show_command(
 def measure_command(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Measure this computer and keep the result as the machine `this-machine`."""
+    """Measure this computer and keep the result as the machine `this-machine`.
+
+    Example: `bitwright machine measure`, then `bitwright trace llama-3-8b --machine this-machine`
+    """
     from bitwright.core.measure import measure_and_store
 
     machine, path = measure_and_store()

@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from bitwright import __version__
 from bitwright.core.errors import BitwrightError
 from bitwright.core.progress import set_quiet
 
+_ORDER = ("evaluate", "trace", "engine", "machine", "systems", "reproduce", "cache")
+_INTERRUPTED = "Interrupted. Finished results are kept in the cache; nothing was left half-written."
+
+
+class _Commands(TyperGroup):
+    """The commands in the order of a study; an interrupt reaches `main`, where Typer would end without a word."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise BitwrightError(_INTERRUPTED) from error
+
+
 app = typer.Typer(
     name="bitwright",
+    cls=_Commands,
     help="Co-design workbench for tensor computing: networks, tensor engines down to gates, machines, in one study.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -30,17 +54,18 @@ def show(data: Any, as_json: bool, render: Callable[[Console], None]) -> None:
     """Print `data` as JSON, or let `render` draw it for a terminal."""
     if as_json:
         print(json.dumps(data, indent=2))
+        sys.stdout.flush()  # here, so that a closed pipe or a full disk is met where it is handled
     else:
         render(Console())
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> Table:
-    """A rich table; the columns in `right` are right-aligned."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    """A rich table of plain text; the columns in `right` are right-aligned."""
+    drawn = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(escape, row))
     return drawn
 
 
@@ -66,28 +91,33 @@ def main() -> None:
     """Run the command line; every expected failure is one sentence on standard error and exit code 1 or 2."""
     from bitwright.cli import cache, engine, evaluate, machine, systems, trace  # noqa: F401  (each adds its commands)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
     debug = "--debug" in sys.argv[1:]
     try:
         app()
     except BitwrightError as error:
         _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        _fail("Interrupted. Finished results are kept in the cache; nothing was left half-written.", 1, debug)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:
+        _fail(_INTERRUPTED, 1, debug)
+    except OSError as error:  # a closed pipe is not among them: Typer ends silently then
+        where = f": {error.filename}" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _fail(
-                f"The disk is full ({error.filename or 'temporary folder'}). Free some space and try again.", 1, debug
-            )
-        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1, debug)
+            where = where or f" (the output, or temporary files in {tempfile.gettempdir()})"
+            _fail(f"The disk is full{where}. Free some space and try again.", 1, debug)
+        _fail(f"{error.strerror or error}{where}", 1, debug)
     except MemoryError:
         _fail("Not enough memory for this. Try a smaller window, batch or array.", 1, debug)
+    except Exception as error:
+        kind = type(error).__name__
+        _fail(f"{kind}: {error}. This is a fault of Bitwright; please report it with the output of --debug.", 1, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise  # noqa: PLE0704  (called from an except block)
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what could not be written would fail again, noisily, when Python ends
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.exit(code)

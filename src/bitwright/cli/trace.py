@@ -15,7 +15,9 @@ from bitwright.core.errors import InputError
 @app.command()
 def trace(
     model: str = typer.Argument(
-        ..., help="An ONNX file, a Hugging Face config.json or folder, or a configuration such as llama-3-70b."
+        ...,
+        metavar="MODEL",
+        help="An ONNX file, a Hugging Face config.json or folder, or a configuration such as llama-3-70b.",
     ),
     phase: Literal["prefill", "decode", "training"] = typer.Option("prefill", help="Phase of a configuration."),
     batch: int = typer.Option(1, help="Sequences or images (configurations)."),
@@ -30,7 +32,10 @@ def trace(
     output: Path = typer.Option(None, "--output", "-o", help="Write the whole workload as JSON."),
     as_json: bool = typer.Option(False, "--json", help="Print the whole workload as JSON."),
 ) -> None:
-    """Trace a network into a workload: operators, multiply-accumulates, bytes; unknown operators are named."""
+    """Trace a network into a workload: operators, multiply-accumulates, bytes; unknown operators are named.
+
+    Example: `bitwright trace llama-3-8b --phase decode --context 4096 --machine h100-sxm`
+    """
     from bitwright.core.files import write_json
     from bitwright.core.quantity import format_value
     from bitwright.core.workload_summary import summarise, to_json
@@ -39,7 +44,7 @@ def trace(
     cached = context if context is not None else (512 if phase == "decode" else 0)
     workload = trace_model(model, phase, batch, tokens, cached, _dimensions(dimension or []))
     data = to_json(workload)
-    if machine:
+    if machine is not None:
         from bitwright.core.cost import evaluate
         from bitwright.core.machine import load_machine
 
@@ -64,13 +69,19 @@ def trace(
         rows.append(["all", *total])
         columns = ["operators", "count", "multiply-accumulates", "share", "bytes", "share"]
         out.print(table(workload.name, columns, rows, (1, 2, 3, 4, 5)))
-        out.print(f"Parameters: {workload.parameters:,}", highlight=False)
+        out.print(f"Parameters: {workload.parameters:,}", highlight=False, markup=False)
         for operator in workload.unknown:
-            out.print(f"Not understood, counted by bytes: {operator.name} ({operator.target})", highlight=False)
+            out.print(
+                f"Not understood, counted by bytes: {operator.name} ({operator.target})", highlight=False, markup=False
+            )
         for note in workload.notes:
-            out.print(f"- {note}", highlight=False)
-        if machine:
-            out.print(f"{machine}: {format_value(data['predicted']['time_s'], 's')} [predicted]", highlight=False)
+            out.print(f"- {note}", highlight=False, markup=False)
+        if machine is not None:
+            out.print(
+                f"{machine}: {format_value(data['predicted']['time_s'], 's')} [predicted]",
+                highlight=False,
+                markup=False,
+            )
 
     show(data, as_json, render)
 

@@ -23,7 +23,8 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(given, names, n=1)
+        longer = [name for name in names if given and name.startswith(given)]
+        near = longer or difflib.get_close_matches(given, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         super().__init__(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}.")
 

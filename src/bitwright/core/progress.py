@@ -45,7 +45,8 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=_console, transient=True) as bar:
+    # Without a terminal a transient display would leave nothing but an empty line.
+    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as bar:
         _active.append(bar)
         task = bar.add_task(description, total=total)
         try:

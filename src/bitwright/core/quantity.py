@@ -48,6 +48,8 @@ class Quantity:
 
 _PREFIXES = [(1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""),
              (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"), (1e-15, "f"), (1e-18, "a")]  # fmt: skip
+_LONGEST = 64
+_POWERS = re.compile(r"(\*\*|\^)\s*[-+(]*\s*\d{2}|(\*\*|\^).*(\*\*|\^)")
 _PREFIXED_UNITS = {
     "s",
     "B",
@@ -101,6 +103,8 @@ def parse_quantity(text: str | float, unit: str) -> float:
         if unit:
             raise InputError(f'{text!r} has no unit; write for example "{text} {unit}".')
         return float(text)
+    if len(str(text)) > _LONGEST or _POWERS.search(str(text)):  # before Pint computes it
+        raise InputError(f"Cannot read {str(text)[:_LONGEST]!r} as a quantity in {unit!r}: too long, or a power tower.")
     import pint
 
     registry = _registry()

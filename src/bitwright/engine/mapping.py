@@ -17,6 +17,7 @@ from bitwright.engine.systolic import SystolicArray, buffer_accesses, cycles
 
 # Kinds whose operands pass through the vector unit on the way between array and buffer, at no external traffic.
 _FUSED = (Kind.SOFTMAX, Kind.NORMALISATION, Kind.ELEMENTWISE, Kind.REDUCTION)
+_MOST_PIECES = 64
 _PREFETCHED = (Role.WEIGHT, Role.KV, Role.OPTIMIZER)
 
 
@@ -163,10 +164,11 @@ def map_workload(workload: Workload, array: SystolicArray, system: System) -> li
 def schedule(mapped: Sequence[OperatorOnEngine], edges: Sequence[tuple[int, int]], system: System) -> Schedule:
     """Simulate the operators on three resources: array, vector unit and memory channel.
 
-    An operator runs in pieces, each with as many bytes as half of the buffer: while one half feeds the array, the
-    other is loaded. Weights and cached keys and values are loaded as soon as a half is free, also ahead of their
-    operator; activations once they have been written. Results are written back after the last piece. Where an
-    operator has both, the vector part (softmax of attention) overlaps the array part of the same piece.
+    An operator runs in pieces, each with as many bytes as half of the buffer (an operator of more than 64 such pieces
+    in 64, to bound the number of tasks): while one half feeds the array, the other is loaded. Weights and cached keys
+    and values are loaded as soon as a half is free, also ahead of their operator; activations once they have been
+    written. Results are written back after the last piece. Where an operator has both, the vector part (softmax of
+    attention) overlaps the array part of the same piece.
     """
     producers: dict[int, list[int]] = {}
     for producer, consumer in edges:
@@ -183,7 +185,8 @@ def schedule(mapped: Sequence[OperatorOnEngine], edges: Sequence[tuple[int, int]
     worked: list[list[int]] = [[], []]  # per piece: the tasks that free its half of the buffer
     for index, operator in enumerate(mapped):
         inputs = [task for producer in producers.get(index, []) for task in written[producer]]
-        pieces = max(1, math.ceil(operator.memory_read_bytes / (system.buffer_bytes / 2)))
+        pieces = math.ceil(operator.memory_read_bytes / (system.buffer_bytes / 2))
+        pieces = min(max(pieces, 1), _MOST_PIECES)
         prefetched = operator.memory_prefetch_bytes / pieces
         dependent = (operator.memory_read_bytes - operator.memory_prefetch_bytes) / pieces
         done: list[int] = inputs

@@ -10,7 +10,7 @@ from bitwright.core.machine import memory_preset
 from bitwright.core.progress import progress
 from bitwright.engine.yosys import yosys_version
 from bitwright.study.file import Study
-from bitwright.study.hardware import BuiltEngine, build_engine
+from bitwright.study.hardware import BuiltEngine, build_engine, check_engines
 from bitwright.study.performance import build_workloads, map_phase, workload_figures
 from bitwright.study.quality import digit_histograms, layer_digits, measure_quality, sample_operands
 from bitwright.study.result import StudyResult
@@ -22,8 +22,9 @@ def evaluate_study(study: Study, folder: Path) -> StudyResult:
     Expensive steps (running the model, synthesis, gate-level simulation) are taken from the cache when their inputs
     have not changed. Raises BitwrightError for anything that cannot be done.
     """
-    memory = memory_preset(study.memory)  # a wrong name should fail before the long steps
-    workloads = build_workloads(study)
+    memory = memory_preset(study.memory)  # what can be wrong in a study should fail before the long steps
+    workloads = build_workloads(study, folder)
+    check_engines(study, folder, max(gemm.k for each in workloads.values() for one in each for gemm in one.gemms()))
     tokens = {"prefill": study.workload.batch * study.workload.prompt, "decode": study.workload.batch}
     with progress(f"Evaluating {study.title}", 3) as advance:
         quality = measure_quality(study.model, folder)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.core import cache
-from bitwright.core.errors import BitwrightError
+from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.progress import progress
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.engine.evaluate import evaluate
@@ -25,12 +25,13 @@ from bitwright.engine.rtl import OUTPUT_STAGE, PE, TOP, generate
 from bitwright.engine.synthesis import ArrayReport, synthesise_array
 from bitwright.engine.systolic import SystolicArray, cycles
 from bitwright.engine.timing import analyse_timing
+from bitwright.engine.yosys import yosys_version
 from bitwright.study.file import EngineSection, Study
 from bitwright.study.quality import Operands
 from bitwright.study.result import Gates
 
 # Part of the cache key of simulated activity: increase when the stimulus or the energy model changes.
-_ACTIVITY_VERSION = 2
+_ACTIVITY_VERSION = 3
 _LANES = 64
 _TILES = 2
 
@@ -57,6 +58,25 @@ def describe_array(section: EngineSection) -> SystolicArray:
     )
 
 
+def check_engines(study: Study, folder: Path, depth: int) -> None:
+    """Check what building the engines needs before any long step; `depth` is the longest sum of products.
+
+    Raises InputError for an impossible array, an accumulator that can overflow or an unusable cell library, ToolError
+    when there is no Yosys.
+    """
+    yosys_version()
+    for section in study.engines:
+        describe_array(section)
+        needed = (depth * 127 * 127).bit_length() + 1
+        if section.accumulator_bits < needed:
+            raise InputError(
+                f"Engine {section.name}: {section.accumulator_bits} accumulator bits can overflow: sums of {depth} "
+                f"INT8 products occur, which take {needed} bits."
+            )
+    for name in study.libraries:
+        _ = find_library(_place(name, folder)).mappable
+
+
 def build_engine(
     study: Study, section: EngineSection, library_name: str, folder: Path, operands: Sequence[Operands]
 ) -> BuiltEngine:
@@ -70,7 +90,10 @@ def build_engine(
     report = synthesise_array(verilog, TOP, library, objective=study.objective)
     activity = {
         phase: _cached_activity(array, report, library, operands, rows, study.seed, f"{section.name}, {phase}")
-        for phase, rows in (("prefill", array.rows), ("decode", min(study.workload.batch, array.rows)))
+        for phase, rows in (
+            ("prefill", min(study.workload.batch * study.workload.prompt, array.rows)),
+            ("decode", min(study.workload.batch, array.rows)),
+        )
     }
     gates = _figures(section, Path(library_name).name, array, report, verilog, activity)
     return BuiltEngine(array, gates, {phase: entry["energy_j"] for phase, entry in activity.items()}, report.leakage_w)
@@ -107,11 +130,14 @@ def _figures(
         leakage=synthesised(report.leakage_w, "W"),
         recipe=element.recipe,
         critical_path=activity["prefill"]["critical_path"],
-        areas_um2={
-            "elements, logic": count * element.combinational_area_um2,
-            "elements, registers": count * element.sequential_area_um2,
-            "output stages": report.instances[OUTPUT_STAGE] * stage.area_um2,
-            "skew and control": report.glue.area_um2,
+        areas={
+            name: synthesised(area, "um2")
+            for name, area in (
+                ("elements, logic", count * element.combinational_area_um2),
+                ("elements, registers", count * element.sequential_area_um2),
+                ("output stages", report.instances[OUTPUT_STAGE] * stage.area_um2),
+                ("skew and control", report.glue.area_um2),
+            )
         },
         verilog=verilog,
         checks=tuple(
@@ -152,10 +178,12 @@ def simulate_activity(
     that of the whole network's linear layers. Every result is compared with the exact evaluation.
     """
     depth = min(entry.activations.shape[1] for entry in operands)
+    columns = _TILES * array.columns
     lanes = _draw_layers(operands, seed)
-    columns = min(_TILES * array.columns, *(entry.weights.shape[1] for entry in operands))
-    left = np.stack([entry.activations[:rows, :depth] for entry in lanes]).astype(np.int64)
-    right = np.stack([entry.weights[:depth, :columns] for entry in lanes]).astype(np.int64)
+    # An array larger than the sample sees its rows and columns again, so that no part of it idles.
+    tops = [entry.activations[_again(rows, entry.activations.shape[0]), :depth] for entry in lanes]
+    sides = [entry.weights[:depth, _again(columns, entry.weights.shape[1])] for entry in lanes]
+    left, right = np.stack(tops).astype(np.int64), np.stack(sides).astype(np.int64)
     with progress(f"Simulating gates of {description}", 1) as advance:
         stimulus = _stimulus(array, left, right)
         simulation = simulate(netlist, stimulus)
@@ -175,6 +203,10 @@ def simulate_activity(
         "streams": len(lanes),
         "results": results,
     }
+
+
+def _again(wanted: int, available: int) -> NDArray[np.int64]:
+    return np.arange(wanted) % available
 
 
 def _draw_layers(operands: Sequence[Operands], seed: int) -> list[Operands]:

