@@ -152,8 +152,8 @@ def _gate_claims() -> list[Claim]:
     """Published ratios are those of the committed reports, fastest constraint met; ours are under other libraries."""
     found = []
     explanation = (
-        "published: SAED 32 nm (elements), SMIC 28 nm (array), commercial tools; ours: the named library, Yosys and ABC, "
-        "before placement, both elements with the same Booth rows"
+        "published: SAED 32 nm (elements), SMIC 28 nm (array), commercial tools; ours: the named library, Yosys and "
+        "ABC, before placement, both elements with the same Booth rows"
     )
 
     def add(what: str, conditions: str, published: Quantity, measure: Callable[[], float]) -> None:
