@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -81,7 +81,8 @@ def run_yosys_jobs(
             while waiting and len(running) < max(1, parallel):
                 index, job = waiting.pop(0)
                 folder = Path(_enter_folder(stack))
-                running.append(_start(command, job, index, folder))
+                with _interrupts_held():  # one between the start and the list would leave a process behind
+                    running.append(_start(command, job, index, folder))
             finished = [run for run in running if run.process.poll() is not None]
             for run in finished:
                 running.remove(run)
@@ -165,6 +166,16 @@ def _start(command: Sequence[str], job: YosysJob, index: int, folder: Path) -> _
         except OSError as error:
             raise ToolError(f"Cannot start {command[0]}: {error.strerror or error}.") from error
     return _Running(index, process, folder, time.monotonic())
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM after the block. Processes started in it ignore them; they are ended with SIGKILL."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _inside(name: str) -> str:
