@@ -88,3 +88,26 @@ def test_unknown_operators_cost_their_bytes():
     mapped = map_operator(operator, SystolicArray(rows=4, columns=4), SYSTEM)
     assert mapped.memory_bytes == 80
     assert mapped.array_cycles == mapped.vector_cycles == 0
+
+
+def pointwise(name, kind, sources, result, m=32, n=16):
+    axes = ({"m": 1}, {"n": 1})
+    inputs = tuple(Tensor(source, axes, "int8") for source in sources)
+    return Operator(name, kind, {"m": m, "n": n}, inputs, (Tensor(result, axes, "int8"),), flops_per_point=1)
+
+
+def test_traffic_of_a_residual_block_equals_a_hand_count():
+    workload = Workload(
+        "block",
+        (
+            product("first", "x", "y", "w1"),  # y goes straight on: not stored
+            pointwise("add", Kind.ELEMENTWISE, ["y", "x"], "z"),  # x comes from memory; z is read twice: stored
+            pointwise("norm", Kind.NORMALISATION, ["z"], "u"),  # z comes straight; u feeds a product: stored
+            product("second", "u", "v", "w2"),
+            pointwise("last", Kind.ELEMENTWISE, ["v", "z"], "out"),  # z from memory; out is the result: stored
+        ),
+    )
+    size = 32 * 16
+    mapped = map_workload(workload, SystolicArray(rows=4, columns=4), SYSTEM)
+    assert [operator.memory_read_bytes for operator in mapped] == [size + 256, size, 0, size + 256, size]
+    assert [operator.memory_write_bytes for operator in mapped] == [0, size, size, 0, size]

@@ -254,7 +254,7 @@ def test_one_operator_by_hand() -> None:
         "mac", "cells", nothing, nothing, nothing, Quantity(1e9, "Hz", Evidence.SYNTHESISED), nothing, nothing,
         nothing, "", "", {}, "", (),
     )  # fmt: skip
-    engine = BuiltEngine(_ARRAY, gates, {"prefill": 2e-12}, 1e-3)
+    engine = BuiltEngine(_ARRAY, gates, {"prefill": 2e-12}, 5e-13, 1e-3)
     phase = map_phase(study, engine, "prefill", Workload("one", (product,)), 8)
     cycles = 4 * 3 * (32 + 2) + 2 + 2
     assert phase.cycles.value == cycles == 412

@@ -1,13 +1,14 @@
 """A workload on a tensor engine: cycles, on-chip and off-chip traffic of every operator, and the resulting timeline.
 
-Products run on the array; everything else runs on a vector unit of a given number of lanes, on operands that pass
-through it on their way to or from the buffer. Between operators, tensors live in external memory.
+Products run on the array; everything else runs on a vector unit of a given number of lanes. Between operators, tensors
+live in external memory, except that a result goes straight on when the next operator runs on the vector unit. The
+scores of attention pass the vector unit row by row and never leave the chip.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from bitwright.core.errors import InputError
@@ -15,7 +16,7 @@ from bitwright.core.timeline import Schedule, Timeline
 from bitwright.core.workload import FORMAT_BITS, Gemm, Kind, Operator, Role, Tensor, Workload
 from bitwright.engine.systolic import SystolicArray, buffer_accesses, cycles
 
-# Kinds whose operands pass through the vector unit on the way between array and buffer, at no external traffic.
+# Kinds that run on the vector unit and can take the result of the operator before them as it comes.
 _FUSED = (Kind.SOFTMAX, Kind.NORMALISATION, Kind.ELEMENTWISE, Kind.REDUCTION)
 _MOST_PIECES = 64
 _PREFETCHED = (Role.WEIGHT, Role.KV, Role.OPTIMIZER)
@@ -90,11 +91,21 @@ def _panels(lines: int, tile: int, line_bytes: float, room_bytes: float) -> int:
     return panels + (rest > 0 and (per_panel + rest) * line_bytes > room_bytes)
 
 
-def map_operator(operator: Operator, array: SystolicArray, system: System) -> OperatorOnEngine:
-    """Cycles and traffic of one operator. Operators of unknown kind are charged their bytes and no cycles."""
+def map_operator(
+    operator: Operator,
+    array: SystolicArray,
+    system: System,
+    passed: Set[str] = frozenset(),
+    consumed: Set[str] = frozenset(),
+) -> OperatorOnEngine:
+    """Cycles and traffic of one operator. Operators of unknown kind are charged their bytes and no cycles.
+
+    `passed` names the inputs that an operator of the vector unit gets from its predecessor without a detour through
+    memory, `consumed` the outputs that nobody reads from memory.
+    """
     gemms = operator.gemms()
     if gemms:
-        return _map_products(operator, gemms, array, system)
+        return _map_products(operator, gemms, array, system, consumed)
     fused = operator.kind in _FUSED
     vector_cycles = 0
     if operator.kind is not Kind.UNKNOWN:
@@ -104,8 +115,13 @@ def map_operator(operator: Operator, array: SystolicArray, system: System) -> Op
         return _off_array(operator, vector_cycles, 0.0, moved, moved)
     weights = sum(tensor.bytes(operator.loops) for tensor in operator.inputs if tensor.role in _PREFETCHED)
     if fused:
-        return _off_array(operator, vector_cycles, weights, weights, 0.0)
+        read = sum(tensor.bytes(operator.loops) for tensor in operator.inputs if tensor.name not in passed)
+        return _off_array(operator, vector_cycles, weights, read, _stored(operator, consumed))
     return _off_array(operator, vector_cycles, weights, operator.bytes_read, operator.bytes_written)
+
+
+def _stored(operator: Operator, consumed: Set[str]) -> float:
+    return sum(tensor.bytes(operator.loops) for tensor in operator.outputs if tensor.name not in consumed)
 
 
 def _written(operator: Operator) -> int:
@@ -122,7 +138,9 @@ def _element_bytes(tensor: Tensor) -> float:
     return FORMAT_BITS[tensor.format] / 8
 
 
-def _map_products(operator: Operator, gemms: Sequence[Gemm], array: SystolicArray, system: System) -> OperatorOnEngine:
+def _map_products(
+    operator: Operator, gemms: Sequence[Gemm], array: SystolicArray, system: System, consumed: Set[str]
+) -> OperatorOnEngine:
     if len(operator.inputs) < 2:
         raise InputError(f"Operator {operator.name!r} is a product but names {len(operator.inputs)} input tensors.")
     attention = operator.kind is Kind.ATTENTION
@@ -146,7 +164,7 @@ def _map_products(operator: Operator, gemms: Sequence[Gemm], array: SystolicArra
         read += left_read + right_read
         prefetch += left_read * (left_tensor.role in _PREFETCHED) + right_read * (right_tensor.role in _PREFETCHED)
     read += sum(tensor.bytes(operator.loops) for tensor in operator.inputs[3 if attention else 2 :])
-    written = sum(tensor.bytes(operator.loops) for tensor in operator.outputs)
+    written = _stored(operator, consumed)
     vector_cycles = 0
     if attention:  # softmax between the two products: one pass for the maximum, one for exponential and sum
         vector_cycles = math.ceil(2 * gemms[0].batch * gemms[0].m * gemms[0].n / system.vector_lanes)
@@ -157,8 +175,32 @@ def _map_products(operator: Operator, gemms: Sequence[Gemm], array: SystolicArra
 
 
 def map_workload(workload: Workload, array: SystolicArray, system: System) -> list[OperatorOnEngine]:
-    """Every operator of a workload on an engine, in the workload's order."""
-    return [map_operator(operator, array, system) for operator in workload]
+    """Every operator of a workload on an engine, in the workload's order.
+
+    A result goes straight to the next operator when that one runs on the vector unit; it is stored as well if anyone
+    else reads it, or nobody does. Everything else passes through memory.
+    """
+    readers: dict[tuple[str, int], list[int]] = {}
+    writer: dict[str, int] = {}
+    for index, operator in enumerate(workload):
+        for tensor in operator.inputs:
+            if tensor.name in writer:
+                readers.setdefault((tensor.name, writer[tensor.name]), []).append(index)
+        writer.update({tensor.name: index for tensor in operator.outputs})
+    mapped = []
+    arriving: set[str] = set()
+    operators = workload.operators
+    for index, operator in enumerate(operators):
+        fused_next = index + 1 < len(operators) and operators[index + 1].kind in _FUSED
+        leaving = {
+            tensor.name
+            for tensor in operator.outputs
+            if fused_next and index + 1 in readers.get((tensor.name, index), []) and tensor.role is Role.ACTIVATION
+        }
+        consumed = {name for name in leaving if readers[name, index] == [index + 1]}
+        mapped.append(map_operator(operator, array, system, arriving, consumed))
+        arriving = leaving
+    return mapped
 
 
 def schedule(mapped: Sequence[OperatorOnEngine], edges: Sequence[tuple[int, int]], system: System) -> Schedule:

@@ -45,7 +45,7 @@ def evaluate_study(study: Study, folder: Path) -> StudyResult:
     return StudyResult(
         title=study.title,
         inputs=study.model_dump(mode="json"),
-        workloads={name: workload_figures(workload, tokens[name]) for name, workload in workloads.items()},
+        workloads={name: workload_figures(workload) for name, workload in workloads.items()},
         quality=quality,
         digits=layer_digits(operands),
         digit_histograms=digit_histograms(operands),
@@ -65,11 +65,14 @@ def _notes(study: Study, bandwidth: float, workload_notes: list[str]) -> tuple[s
     return (
         f"External memory: {study.memory}, {bandwidth / 1e9:g} GB/s; operand buffer of "
         f"{study.buffer.capacity / 1024:g} KiB; vector unit of {study.vector_lanes} lanes at the array's clock. "
-        "None of the three is synthesised.",
+        f"None of the three is synthesised; the vector unit's energy is not counted, the buffer's is that of: "
+        f"{study.buffer.source}.",
         "Array cycles assume operands at the array's edges when it wants them; the timeline adds the memory's time. "
-        "Softmax, normalisation and element-wise operators work on operands that pass the vector unit, at no external "
-        "traffic.",
+        "A result goes through external memory unless the next operator runs on the vector unit and nobody else reads "
+        "it.",
+        f"Prefill: {study.workload.batch * study.workload.prompt} tokens; decode: {study.workload.batch} tokens after "
+        f"{study.workload.context} each.",
         "Gates before placement: no wires, no clock tree, no glitches. Switching energy is that of linear-layer tiles "
-        "and is applied to the attention products as well.",
+        "and is applied to the attention products as well; the clock runs while the array waits.",
         *workload_notes,
     )

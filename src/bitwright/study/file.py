@@ -162,7 +162,11 @@ def parse_study(data: dict[str, Any], origin: str = "study") -> Study:
         return Study.model_validate(data)
     except ValidationError as error:
         problems = []
+        places = [problem["loc"] for problem in error.errors()]
         for problem in error.errors():
+            depth = len(problem["loc"])
+            if any(len(other) > depth and other[:depth] == problem["loc"] for other in places):
+                continue  # the list it is in counts as missing then; what is wrong inside says more
             place = ".".join(str(part) for part in problem["loc"]) or "the file"
             message = _plain(problem["msg"])
             if problem["type"] not in ("missing", "value_error"):

@@ -38,11 +38,15 @@ _TILES = 2
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine with its gates; switching energy of the whole array per cycle (J), by phase."""
+    """An engine with its gates; energy of the whole array per cycle (J) while it works, by phase, and while it waits.
+
+    There is no clock gating: in a cycle in which the array waits, the clock pins of its flip-flops still cost `idle_j`.
+    """
 
     array: SystolicArray
     gates: Gates
     switching_j_per_cycle: Mapping[str, float]
+    idle_j_per_cycle: float
     leakage_w: float
 
 
@@ -96,7 +100,8 @@ def build_engine(
         )
     }
     gates = _figures(section, Path(library_name).name, array, report, verilog, activity)
-    return BuiltEngine(array, gates, {phase: entry["energy_j"] for phase, entry in activity.items()}, report.leakage_w)
+    switching = {phase: entry["energy_j"] for phase, entry in activity.items()}
+    return BuiltEngine(array, gates, switching, activity["decode"]["clock_j"], report.leakage_w)
 
 
 def _place(library: str, folder: Path) -> str:
@@ -111,6 +116,8 @@ def _figures(
 ) -> Gates:  # fmt: skip
     element, stage = report.parts[PE], report.parts[OUTPUT_STAGE]
     count = array.rows * array.columns
+    if element.maximum_frequency_hz is None:
+        raise BitwrightError(f"The processing element of {section.name!r} has no register-to-register path to time.")
     frequency = 1 / report.period_s
     peak = 2 * count * frequency
     source = f"{library} cells, {element.tool}, before placement"
@@ -123,7 +130,7 @@ def _figures(
         library=library,
         element_area=synthesised(element.area_um2, "um2"),
         array_area=synthesised(report.area_um2, "um2", ", buffer and vector unit not included"),
-        element_max_frequency=synthesised(element.maximum_frequency_hz or 0.0, "Hz", ", fastest netlist of the search"),
+        element_max_frequency=synthesised(element.maximum_frequency_hz, "Hz", ", fastest netlist of the search"),
         max_frequency=synthesised(frequency, "Hz", f", whole array, best {element.objective}"),
         peak=synthesised(peak / 1e12, "TOP/s", ", two operations per multiply-accumulate"),
         density=synthesised(peak / 1e12 / (report.area_um2 / 1e6), "TOP/s/mm2"),

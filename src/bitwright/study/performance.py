@@ -30,12 +30,11 @@ def build_workloads(study: Study, folder: Path) -> dict[str, Workload]:
     return {"prefill": prefill.with_formats(_INT8), "decode": decode.with_formats(_INT8)}
 
 
-def workload_figures(workload: Workload, tokens: int) -> dict[str, Quantity]:
+def workload_figures(workload: Workload) -> dict[str, Quantity]:
     """What a phase computes and moves at the least, whatever it runs on."""
     source = "counted from the loop nests"
     weights = sum(size for _, size in workload.tensors(Role.WEIGHT).values())
     return {
-        "tokens": Quantity(tokens, "", Evidence.PREDICTED, "given by the study"),
         "products": Quantity(workload.macs, "MAC", Evidence.PREDICTED, source),
         "weights": Quantity(weights, "B", Evidence.PREDICTED, source),
         "compulsory traffic": Quantity(workload.bytes, "B", Evidence.PREDICTED, source + ", no operator fused"),
@@ -46,7 +45,8 @@ def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, 
     """One phase on one engine.
 
     Array cycles are exact; time adds the stated memory and vector unit; the array's energy is that of the cycles it
-    works, from the switching of the model's own operands, and leakage over the whole time.
+    works, from the switching of the model's own operands, of its clock pins while it waits, and leakage over the whole
+    time. The vector unit's energy is not included.
     """
     memory = memory_preset(study.memory)
     clock = engine.gates.max_frequency.value
@@ -58,7 +58,7 @@ def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, 
     memory_bytes = sum(operator.memory_bytes for operator in mapped)
     buffer_bytes = sum(operator.buffer_read_bytes + operator.buffer_write_bytes for operator in mapped)
     energies = _energies(study, engine, name, cycles, timeline.makespan, buffer_bytes, memory_bytes, tokens)
-    array_energy = energies["array, switching"].value + energies["array, leakage"].value
+    array_energy = sum(figure.value for name, figure in energies.items() if name.startswith("array"))
     elements = engine.array.rows * engine.array.columns
     memory_note = f"{study.memory} at {memory.bandwidth.value / 1e9:g} GB/s"
     return Phase(
@@ -66,7 +66,9 @@ def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, 
         library=engine.gates.library,
         phase=name,
         tokens=tokens,
-        cycles=Quantity(cycles, "cycles", Evidence.SIMULATED, "closed form, equal to the simulated RTL"),
+        cycles=Quantity(
+            cycles, "cycles", Evidence.SIMULATED, "closed form; equal to the simulated RTL where that was run"
+        ),
         utilisation=Quantity(100 * macs / (cycles * elements), "%", Evidence.SIMULATED, "MACs per element and cycle"),
         time=Quantity(timeline.makespan, "s", Evidence.PREDICTED, f"timeline with {memory_note}"),
         tokens_per_second=Quantity(tokens / timeline.makespan, "token/s", Evidence.PREDICTED, memory_note),
@@ -76,10 +78,13 @@ def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, 
             Evidence.PREDICTED,
             "switching of the netlist by the model's own tensors, leakage over the predicted time",
         ),
-        memory_traffic=Quantity(memory_bytes, "B", Evidence.SIMULATED, "panel schedule of the operand buffer"),
-        buffer_traffic=Quantity(buffer_bytes, "B", Evidence.SIMULATED, "words that pass the edges of the array"),
+        memory_traffic=Quantity(memory_bytes, "B", Evidence.PREDICTED, "panel schedule of the operand buffer"),
+        buffer_traffic=Quantity(buffer_bytes, "B", Evidence.PREDICTED, "words that pass the edges of the array"),
         energy_per_token=Quantity(
-            sum(figure.value for figure in energies.values()), "J", Evidence.PREDICTED, "sum of its components"
+            sum(figure.value for figure in energies.values()),
+            "J",
+            Evidence.PREDICTED,
+            "sum of its components; the vector unit is not included",
         ),
         energies=energies,
         operators=tuple(mapped),
@@ -94,9 +99,12 @@ def _energies(
     """Energy per token by component, joules."""
     memory = memory_preset(study.memory)
     switching = engine.switching_j_per_cycle[phase] * cycles / tokens
+    waiting = max(time_s * engine.gates.max_frequency.value - cycles, 0.0)
+    idle = engine.idle_j_per_cycle * waiting / tokens
     leakage = engine.leakage_w * time_s / tokens
     return {
         "array, switching": Quantity(switching, "J", Evidence.SYNTHESISED, f"activity of {phase} operands"),
+        "array, idle clock": Quantity(idle, "J", Evidence.PREDICTED, "clock pins while the array waits, not gated"),
         "array, leakage": Quantity(leakage, "J", Evidence.PREDICTED, "leakage of the cells over the predicted time"),
         "operand buffer": Quantity(
             buffer_bytes * study.buffer.energy / tokens, "J", Evidence.PREDICTED, study.buffer.source
