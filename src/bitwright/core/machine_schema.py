@@ -44,6 +44,7 @@ def _figure(unit: str, example: str) -> Callable[[Any], Any]:
 
 
 def read_evidence(given: Any) -> Evidence:
+    """The `Evidence` named `given`. Raises ValueError, listing the kinds, for any other value."""
     try:
         return Evidence(given)
     except ValueError:

@@ -180,6 +180,7 @@ class OrderingSearch:
         return self._tile_cache[key]
 
     def pick(self, table: Array, position: NDArray[np.intp]) -> Array:
+        """One entry of each row of `table`: column `position[i]` of row i."""
         return np.asarray(table[np.arange(self.count), position])
 
     def stored_bits(self, operand: str, scope: tuple[str, ...]) -> Array:
@@ -353,6 +354,8 @@ class OrderingSearch:
 
 @dataclass(frozen=True)
 class OrderingFigures:
+    """Figures of every loop order tried, one array entry per order: cycles, energy and traffic per memory."""
+
     latency: Array
     stall: Array
     prologue: Array

@@ -36,6 +36,7 @@ class Quantity:
         return f"{format_value(self.value, self.unit)} [{self.evidence}]"
 
     def to_json(self) -> dict[str, Any]:
+        """Value, unit and evidence as plain JSON types, and the source when there is one."""
         out: dict[str, Any] = {"value": self.value, "unit": self.unit, "evidence": str(self.evidence)}
         if self.source:
             out["source"] = self.source
@@ -43,6 +44,7 @@ class Quantity:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Quantity:
+        """The quantity that `to_json` wrote."""
         return cls(float(data["value"]), data["unit"], Evidence(data["evidence"]), data.get("source", ""))
 
 

@@ -54,6 +54,7 @@ class Group:
     span: tuple[int, int] = (0, 0)
 
     def named(self, name: str) -> Iterator[Group]:
+        """The direct sub-groups called `name`."""
         return (group for group in self.groups if group.name == name)
 
 
@@ -117,6 +118,8 @@ class FlipFlop:
 
 @dataclass(frozen=True)
 class Cell:
+    """A cell: area (um2), leakage (W), pins by name, and its flip-flop if it is one."""
+
     name: str
     area_um2: float
     leakage_w: float
@@ -125,10 +128,12 @@ class Cell:
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the input pins."""
         return tuple(pin.name for pin in self.pins.values() if pin.direction == "input")
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """Names of the output pins."""
         return tuple(pin.name for pin in self.pins.values() if pin.direction == "output")
 
     def truth_table(self, output: str) -> int:
@@ -184,6 +189,7 @@ class Library:
 
     @property
     def cell_names(self) -> tuple[str, ...]:
+        """Names of all cells of the library."""
         return tuple(self._groups)
 
     def cell(self, name: str) -> Cell:

@@ -48,6 +48,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Port:
+    """A port of the netlist: its direction and its nets, least significant bit first."""
+
     direction: str
     nets: IntArray
 

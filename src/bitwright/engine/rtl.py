@@ -139,13 +139,16 @@ class Component:
         self.outputs: dict[str, Any] = {}
 
     def add_input(self, name: str, shape: Any) -> Any:
+        """The input port `name`, made on first use."""
         return self.inputs.setdefault(name, Signal(shape, name=name))
 
     def add_output(self, name: str, shape: Any, **options: Any) -> Any:
+        """The output port `name`, made on first use."""
         return self.outputs.setdefault(name, Signal(shape, name=name, **options))
 
     @property
     def ports(self) -> list[Any]:
+        """All ports, inputs first."""
         return [*self.inputs.values(), *self.outputs.values()]
 
 

@@ -95,6 +95,7 @@ class GateReport:
 
     @property
     def combinational_area_um2(self) -> float:
+        """Cell area without the flip-flops."""
         return self.area_um2 - self.sequential_area_um2
 
     @property
@@ -114,6 +115,7 @@ class GateReport:
         return read_netlist(self.netlist_json, self.top, library, self.boxes)
 
     def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON types, the netlist included."""
         out = {name: getattr(self, name) for name in self.__dataclass_fields__}
         out["candidates"] = [vars(candidate) for candidate in self.candidates]
         out |= {"cells": dict(self.cells), "boxes": list(self.boxes), "evidence": str(self.evidence)}
@@ -121,6 +123,7 @@ class GateReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GateReport:
+        """The report that `to_json` wrote."""
         candidates = tuple(Candidate(**candidate) for candidate in data["candidates"])
         changed = {"candidates": candidates, "boxes": tuple(data["boxes"]), "evidence": Evidence(data["evidence"])}
         return cls(**{**data, **changed})
@@ -251,10 +254,12 @@ class ArrayReport:
 
     @property
     def area_um2(self) -> float:
+        """Cell area of all instances and of the cells around them."""
         return self.glue.area_um2 + sum(self.instances[name] * part.area_um2 for name, part in self.parts.items())
 
     @property
     def leakage_w(self) -> float:
+        """Leakage power of all instances and of the cells around them."""
         return self.glue.leakage_w + sum(self.instances[name] * part.leakage_w for name, part in self.parts.items())
 
     def netlist(self, library: Library) -> Netlist:

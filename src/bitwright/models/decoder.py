@@ -96,6 +96,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` normalised over its last axis, computed in float32."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -134,6 +135,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, cache: KeyValueCache | None
     ) -> Tensor:
+        """Attention of `x` (batch, tokens, hidden); keys and values of `layer` go through `cache` if given."""
         batch, tokens, _ = x.shape
 
         def split(projected: Tensor) -> Tensor:  # (batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim)
@@ -162,6 +164,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.feed_forward, config.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (batch, tokens, hidden) through gate, SiLU, product with up, and down."""
         out: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
         return out
 
@@ -179,6 +182,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, cache: KeyValueCache | None
     ) -> Tensor:
+        """One layer on `x` (batch, tokens, hidden); the same shape comes out."""
         x = x + self.attention(self.attention_norm(x), rotary, mask, layer, cache)
         out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return out

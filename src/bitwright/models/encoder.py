@@ -58,6 +58,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden, config.norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`x` (batch, tokens, hidden) through attention and feed-forward; `mask` is the attention mask."""
         batch, tokens, hidden = x.shape
 
         def split(projected: Tensor) -> Tensor:

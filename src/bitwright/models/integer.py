@@ -93,6 +93,7 @@ class IntegerLinear(nn.Module):
         return tokens.codes, tokens.scale
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (..., in_features) quantised and multiplied in integers, then scaled: (..., out_features)."""
         codes, scale = self.quantise_input(x)
         out = integer_matmul(codes, self.weight_codes).float()
         out.mul_(scale).mul_(self.weight_scale)

@@ -85,6 +85,7 @@ class PerplexityReport:
 
     @property
     def quantity(self) -> Quantity:
+        """The perplexity as an executed quantity; its source says tokens, windows and stride."""
         source = f"{self.tokens} tokens in {self.windows} windows of {self.window}, stride {self.stride}"
         return Quantity(self.value, "", Evidence.EXECUTED, source)
 

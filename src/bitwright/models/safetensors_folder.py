@@ -69,6 +69,7 @@ class StoredTensors:
                 raise InputError(f"{path} is not a usable safetensors file: {error}.") from None
 
     def read(self, name: str) -> torch.Tensor:
+        """The tensor `name`, read from the file that holds it."""
         tensor: torch.Tensor = self._files[name].get_tensor(name)
         return tensor
 
