@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -48,6 +49,7 @@ setundef -zero
 opt_clean -purge
 write_rtlil prepared.il
 """
+_MODULE = re.compile(r"^\s*module\s+([A-Za-z_][\w$]*).*?\bendmodule\b", re.M | re.S)
 _SIZE = "upsize {D}; dnsize {D}"
 SCRIPTS: dict[str, str] = {
     "a": f"strash; dch; map -B 0.9 {{D}}; topo; buffer -c -N 8; {_SIZE}",
@@ -276,9 +278,17 @@ def synthesise_array(
 ) -> ArrayReport:
     """Synthesise each module of `parts` once and the rest of `top` around them as boxes, so size costs little.
 
-    Raises as `synthesise`, and InputError when a part is not used in `top`.
+    `source` is Verilog whose parts instantiate no other module. Each is mapped from its own text alone: Yosys numbers
+    cells over the whole input and ABC's result follows the numbers, so that the same element would otherwise come out
+    some percent different in every array, and could not be shared between them in the cache.
+
+    Raises as `synthesise`, and InputError when a part is not a module of `source` or not used in `top`.
     """
-    reports = {part: synthesise(source, part, library, objective) for part in parts}
+    modules = {match.group(1): match.group() for match in _MODULE.finditer(source)}
+    for part in parts:
+        if part not in modules:
+            raise InputError(f"The source has no module {part!r}; it has {', '.join(modules) or 'none'}.")
+    reports = {part: synthesise(modules[part] + "\n", part, library, objective) for part in parts}
     glue = synthesise(source, top, library, objective, boxes=parts)
     outer = glue.netlist(library)
     instances = {part: sum(box.module == part for box in outer.boxes) for part in parts}
