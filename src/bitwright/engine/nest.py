@@ -1,8 +1,10 @@
 """Loop nests with a bit-weight dimension: the one description that every interpreter of the engine floor reads.
 
 A matrix product is loops over M, N and K around a body of primitives; the digits of one operand add a fourth
-dimension, the bit weight BW. A loop is temporal (`for`) or spatial (`par`). The body is data: `walk` goes through it
-with a table of primitives, once on numpy words (`engine.evaluate`) and once on hardware signals (`engine.rtl`).
+dimension, the bit weight BW. A loop is temporal (`for`) or spatial (`par`); a temporal loop may visit only the
+positions whose digit is not zero (`sparse`). The body is data: `walk` goes through it with a table of primitives, once
+on numpy words (`engine.evaluate`) and once on hardware signals (`engine.rtl`). `engine.notation` reads and writes nests
+as text, `engine.transformations` rewrites them, `engine.legality` checks them.
 
 Source: Exploring the Performance Improvement of Tensor Processing Engines through Transformation in the Bit-weight
 Dimension of MACs, HPCA 2025, arXiv 2503.06342, sections on the notation and its primitives.
@@ -11,38 +13,49 @@ Dimension of MACs, HPCA 2025, arXiv 2503.06342, sections on the notation and its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from bitwright.core.errors import InputError
 
+DATAFLOWS = ("os", "ws", "cube", "tree", "matrix2d")
+DIMENSIONS = ("M", "N", "K", "BW")
+
 
 class Operation(StrEnum):
     """Primitives: exact functions on integers modulo 2^bits of their outputs, and hardware components."""
 
+    CLEAR = "clear"  # -> zero
     ENCODE = "encode"  # operand -> digit of the current bit weight
-    MAP = "map"  # multiplicand, digit -> their product (a partial product)
+    MAP = "map"  # multiplicand, digit -> their product (a partial product); unsigned output: plus 2^(bits-1)
     MULTIPLY = "multiply"  # two operands -> their product, its structure left to the synthesis tool
     SHIFT = "shift"  # word -> word * radix^bw
     HALF_REDUCE = "half_reduce"  # any number of words -> carry-save pair, no carry chain
     ADD = "add"  # words -> their sum, one carry-propagate addition
-    ACCUMULATE = "accumulate"  # state, word -> state, one carry-propagate addition per step
+    ACCUMULATE = "accumulate"  # state, words -> state, one carry-propagate addition per step
+    REGISTER = "register"  # words -> the same words one cycle later
+    UNBIAS = "unbias"  # word -> word minus what the same steps give for b = 0 (undoes unsigned partial products)
+    SYNC = "sync"  # wait until all positions of the array have finished a block of K
+
+
+REDUCTIONS = (Operation.HALF_REDUCE, Operation.ACCUMULATE)
 
 
 @dataclass(frozen=True)
 class Value:
-    """A signed word of `bits` bits, replicated by the loop `per`; `state` words are registers, zero at first."""
+    """A word of `bits` bits, replicated by the loops `per`; `state` words are registers that live across steps."""
 
     name: str
     bits: int
-    per: str = ""
+    per: tuple[str, ...] = ()
     state: bool = False
+    signed: bool = True
 
 
 @dataclass(frozen=True)
 class Step:
-    """One primitive. Inside the loop a value is replicated over, its name means one element; outside, all of them."""
+    """One primitive. Inside a loop that a value is replicated over, its name means one element; outside, all."""
 
     operation: Operation
     inputs: tuple[str, ...]
@@ -51,13 +64,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Loop:
-    """`extent` iterations over a part of `dimension` (M, N, K or BW); None: what the operands leave (temporal only)."""
+    """`extent` iterations over a part of `dimension` (M, N, K or BW); None: as many as the operands need.
+
+    Iteration i stands for position i * `stride` of the dimension. `sparse` names the digits whose non-zero positions
+    the loop visits (temporal loops only).
+    """
 
     index: str
     dimension: str
     extent: int | None
     spatial: bool
     body: tuple[Statement, ...]
+    stride: int = 1
+    sparse: str | None = None
 
 
 Statement = Loop | Step
@@ -67,12 +86,13 @@ Statement = Loop | Step
 class Nest:
     """C[m, n] = sum over k of A[m, k] * B[k, n] as a nest over `values`, among them the operands `a` and `b`.
 
-    `encoding` is the digit encoding of `a` (None when no bit weight is visible) and `radix` its radix; `result` names
-    the value that holds C. Raises InputError for undeclared names, values assigned twice outside their loops, and
-    carry-save pairs read at a greater width than their own (a pair means s + c modulo 2^bits only).
+    `dataflow` is how operands and results move (os, ws, cube, tree, matrix2d); `encoding` is the digit encoding of `a`
+    (None when no bit weight is visible) and `radix` its radix; `result` names the value that holds C. Raises InputError
+    for undeclared names; the rules a nest must follow are those of `engine.legality.check`.
     """
 
     name: str
+    dataflow: str
     values: tuple[Value, ...]
     body: tuple[Statement, ...]
     result: str
@@ -82,60 +102,47 @@ class Nest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", {value.name: value for value in self.values})
-        pairs: dict[str, int] = {}
         for step in steps(self.body):
             for name in (*step.inputs, *step.outputs):
                 if name not in self.words:
                     raise InputError(f"Nest {self.name!r}: {step.operation} names {name!r}, which is not declared.")
-            if step.operation is Operation.HALF_REDUCE:
-                pairs.update({name: self.words[name].bits for name in step.outputs})
-        for step in steps(self.body):
-            for name in step.inputs:
-                if name in pairs and any(self.words[out].bits > pairs[name] for out in step.outputs):
-                    raise InputError(
-                        f"Nest {self.name!r}: {step.operation} reads {name!r}, one word of a carry-save pair of "
-                        f"{pairs[name]} bits, at a greater width; add the pair first, or keep it wider."
-                    )
 
     @property
     def states(self) -> tuple[Value, ...]:
-        """The state registers of one position of the array."""
+        """The state words."""
         return tuple(value for value in self.values if value.state)
 
     def loop(self, index: str) -> Loop:
         """The first loop with this index. Raises InputError when there is none."""
-        for loop in _loops(self.body):
+        for loop in loops(self.body):
             if loop.index == index:
                 return loop
-        known = ", ".join(loop.index for loop in _loops(self.body))
+        known = ", ".join(dict.fromkeys(loop.index for loop in loops(self.body)))
         raise InputError(f"Nest {self.name!r} has no loop {index!r}; it has {known}.")
 
-    def each_step(self) -> tuple[Statement, ...]:
-        """What one position of the array does per step of K: the body of the innermost M or N loop inside K."""
-        return _innermost(self.loop("kt").body)
+    def has_loop(self, index: str) -> bool:
+        """Whether some loop has this index."""
+        return any(loop.index == index for loop in loops(self.body))
 
-    def after_last_step(self) -> tuple[Statement, ...]:
-        """What happens to the state of one position once K is exhausted; empty when the state is the result."""
-        parent = next(loop for loop in _loops(self.body) if any(_is_k(item) for item in loop.body))
-        position = next(i for i, item in enumerate(parent.body) if _is_k(item))
-        return _innermost(parent.body[position + 1 :])
+    def extent(self, index: str, default: int = 1) -> int:
+        """Iterations of the loop `index`, `default` when there is no such loop or it has no fixed extent."""
+        found = next((loop for loop in loops(self.body) if loop.index == index), None)
+        return found.extent if found and found.extent else default
 
-
-def _is_k(statement: Statement) -> bool:
-    return isinstance(statement, Loop) and statement.index == "kt"
-
-
-def _innermost(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
-    while len(body) == 1 and isinstance(body[0], Loop) and body[0].dimension in ("M", "N"):
-        body = body[0].body
-    return body
+    def producer(self, name: str) -> Step:
+        """The last step that makes a value (a cleared state has another one). Raises InputError for operands."""
+        for step in reversed(list(steps(self.body))):
+            if name in step.outputs:
+                return step
+        raise InputError(f"Nest {self.name!r}: no step makes {name!r}.")
 
 
-def _loops(body: Sequence[Statement]) -> Iterator[Loop]:
+def loops(body: Sequence[Statement]) -> Iterator[Loop]:
+    """All loops of a body, outer before inner."""
     for statement in body:
         if isinstance(statement, Loop):
             yield statement
-            yield from _loops(statement.body)
+            yield from loops(statement.body)
 
 
 def steps(body: Sequence[Statement]) -> Iterator[Step]:
@@ -147,46 +154,79 @@ def steps(body: Sequence[Statement]) -> Iterator[Step]:
             yield from steps(statement.body)
 
 
+def placed_steps(body: Sequence[Statement], outside: tuple[Loop, ...] = ()) -> Iterator[tuple[Step, tuple[Loop, ...]]]:
+    """All primitives of a body with the loops around each, outermost first."""
+    for statement in body:
+        if isinstance(statement, Step):
+            yield statement, outside
+        else:
+            yield from placed_steps(statement.body, (*outside, statement))
+
+
+def rewrite(body: Sequence[Statement], change: Callable[[Statement], Sequence[Statement]]) -> tuple[Statement, ...]:
+    """Replace every statement, inner ones first, by what `change` returns for it; empty loops vanish."""
+    result: list[Statement] = []
+    for statement in body:
+        if isinstance(statement, Loop):
+            statement = replace(statement, body=rewrite(statement.body, change))
+            if not statement.body:
+                continue
+        result.extend(change(statement))
+    return tuple(result)
+
+
 # A primitive takes the input words, the current bit-weight index and the declared outputs; it returns their words.
 Primitive = Callable[[Sequence[Any], int, Sequence[Value]], Sequence[Any]]
+Words = dict[tuple[str, tuple[int, ...]], Any]
+LoopHandler = Callable[[Loop, Mapping[str, Any]], None]
+Reader = Callable[["Nest", str, Words, Mapping[str, Any]], list[Any]]
+
+
+def position(value: Value, indices: Mapping[str, Any]) -> tuple[int, ...]:
+    """Key of one element of a replicated value."""
+    return tuple(indices[index] for index in value.per)
+
+
+def read(nest: Nest, name: str, words: Words, indices: Mapping[str, Any]) -> list[Any]:
+    """The element of a value at `indices`; all of its elements over loops that are not open."""
+    value = nest.words[name]
+    if all(index in indices for index in value.per):
+        return [words[name, position(value, indices)]]
+    found = sorted(
+        key
+        for owner, key in words
+        if owner == name
+        and all(index not in indices or indices[index] == at for index, at in zip(value.per, key, strict=True))
+    )
+    return [words[name, key] for key in found]
 
 
 def walk(
-    nest: Nest, body: Sequence[Statement], words: dict[str, Any], primitives: Mapping[Operation, Primitive]
-) -> None:
-    """Carry out `body` on `words` (name -> word; for a replicated value, index -> word), which it updates.
-
-    Loops over BW are unrolled; loops over M, N and K are the caller's, who decides what one position holds.
-    """
-    _walk(nest, body, words, primitives, {})
-
-
-def _walk(
-    nest: Nest, body: Sequence[Statement], words: dict[str, Any], primitives: Mapping[Operation, Primitive],
-    indices: dict[str, int],
+    nest: Nest, body: Sequence[Statement], words: Words, primitives: Mapping[Operation, Primitive],
+    indices: Mapping[str, Any] | None = None, other_loop: LoopHandler | None = None, reader: Reader = read,
 ) -> None:  # fmt: skip
+    """Carry out `body` on `words` ((name, position) -> word), which it updates.
+
+    Spatial loops over BW and K are unrolled; `other_loop` handles the rest (without it they raise InputError).
+    `reader` finds the inputs of a step.
+    """
+    indices = indices or {}
     for statement in body:
         if isinstance(statement, Loop):
-            if statement.extent is None or statement.dimension != "BW":
-                raise InputError(f"Nest {nest.name!r}: loop {statement.index!r} inside the array is not over BW.")
-            for index in range(statement.extent):
-                _walk(nest, statement.body, words, primitives, {**indices, statement.index: index})
-            continue
-        inputs: list[Any] = []
-        for name in statement.inputs:
-            per = nest.words[name].per
-            if per and per not in indices:
-                inputs.extend(words[name][index] for index in sorted(words[name]))
+            if statement.spatial and statement.dimension in ("BW", "K") and statement.extent is not None:
+                for index in range(statement.extent):
+                    inner = {**indices, statement.index: index}
+                    walk(nest, statement.body, words, primitives, inner, other_loop, reader)
+            elif other_loop is None:
+                raise InputError(f"Nest {nest.name!r}: loop {statement.index!r} inside the array is not spatial.")
             else:
-                inputs.append(words[name][indices[per]] if per else words[name])
+                other_loop(statement, indices)
+            continue
+        inputs = [word for name in statement.inputs for word in reader(nest, name, words, indices)]
         declared = [nest.words[name] for name in statement.outputs]
         outputs = primitives[statement.operation](inputs, indices.get("bw", 0), declared)
-        for name, word in zip(statement.outputs, outputs, strict=True):
-            per = nest.words[name].per
-            if per:
-                words.setdefault(name, {})[indices[per]] = word
-            else:
-                words[name] = word
+        for value, word in zip(declared, outputs, strict=True):
+            words[value.name, position(value, indices)] = word
 
 
 def reduce_to_two(words: Sequence[Any], full_adder: Callable[[Any, Any, Any], tuple[Any, Any]]) -> list[Any]:
@@ -199,38 +239,3 @@ def reduce_to_two(words: Sequence[Any], full_adder: Callable[[Any, Any, Any], tu
             compressed.extend(full_adder(*level[3 * index : 3 * index + 3]))
         level = compressed + level[3 * triples :]
     return level
-
-
-def pretty(nest: Nest) -> str:
-    """The nest as text, one line per loop and primitive."""
-    a, b, result = nest.words["a"], nest.words["b"], nest.words[nest.result]
-    lines = [f"# {nest.name}: int{a.bits} x int{b.bits} -> int{result.bits}"]
-    if nest.encoding:
-        lines[0] += f", digits of a: {nest.encoding}, radix {nest.radix}"
-    lines += [f"state {value.name}: {value.bits} bits" for value in nest.states]
-    return "\n".join(lines + list(_lines(nest, nest.body, 0, ()))) + "\n"
-
-
-def _lines(nest: Nest, body: Sequence[Statement], depth: int, open_loops: tuple[str, ...]) -> Iterator[str]:
-    indent = "  " * depth
-
-    def show(name: str) -> str:
-        per = nest.words[name].per
-        return f"{name}[{per if per in open_loops else '*'}]" if per else name
-
-    for statement in body:
-        if isinstance(statement, Loop):
-            extent = statement.extent if statement.extent is not None else _rest(nest, statement)
-            yield f"{indent}{'par' if statement.spatial else 'for'} {statement.index} in {extent}:"
-            yield from _lines(nest, statement.body, depth + 1, (*open_loops, statement.index))
-            continue
-        inputs = ", ".join(map(show, statement.inputs))
-        if statement.operation is Operation.SHIFT:
-            inputs += f", {nest.radix}^bw"
-        outputs = ", ".join(f"{show(name)}:{nest.words[name].bits}" for name in statement.outputs)
-        yield f"{indent}{outputs} = {statement.operation}({inputs})"
-
-
-def _rest(nest: Nest, loop: Loop) -> str:
-    inner = [other.extent for other in _loops(loop.body) if other.dimension == loop.dimension and other.spatial]
-    return f"{loop.dimension}/{inner[0]}" if inner else loop.dimension

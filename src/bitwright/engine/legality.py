@@ -1,0 +1,180 @@
+"""The rules of the notation: which nests compute a matrix product in hardware, and which moves are legal.
+
+1. half_reduce, add and accumulate move freely over K and BW, and nothing else may read all words of a dimension at once.
+2. shift commutes with sums over K while bw is fixed inside them; words of different bit weights meet only shifted.
+3. A running sum over a temporal loop is an accumulator, or a carry-save pair added after the loop.
+4. A loop over non-zero digits takes as long as the data wants, so the array synchronises before its results are used.
+5. encode and the choice of non-zero digits may stand outside loops over N; map may not, for it reads b.
+6. A state holds the largest sum of its K; all arithmetic is modulo 2^bits, a pair is read at its own width only.
+Besides, words that meet have passed the same number of pipeline registers.
+
+Source: arXiv 2503.06342, the notation; rules as restated for this implementation.
+"""
+
+from __future__ import annotations
+
+from bitwright.core.errors import InputError
+from bitwright.engine.nest import REDUCTIONS, Loop, Nest, Operation, Step, loops, placed_steps, steps
+from bitwright.engine.widths import carry_save_pairs, required_widths
+
+RULES = {
+    1: "only sums may read all words of a dimension, and sums move freely over K and BW",
+    2: "shift leaves the loop over K only if BW is outside that loop; bit weights meet only shifted",
+    3: "an addition leaves a temporal loop only if the state is a carry-save pair",
+    4: "a loop over non-zero digits is data dependent: the array must synchronise",
+    5: "encode may be hoisted above loops over N, map may not",
+    6: "the state must hold the largest sum",
+}
+_SUMS = (*REDUCTIONS, Operation.ADD)
+
+
+class IllegalTransformation(InputError):
+    """A nest or a move that breaks one of the rules; `rule` is its number, `reason` what breaks it."""
+
+    def __init__(self, rule: int, reason: str) -> None:
+        super().__init__(f"Rule {rule} ({RULES[rule]}): {reason}")
+        self.rule, self.reason = rule, reason
+
+
+def check(nest: Nest, k: int | None = None) -> None:
+    """Raise IllegalTransformation naming the first rule a nest breaks; rule 6 is checked when `k` is given."""
+    placed = list(placed_steps(nest.body))
+    _check_definitions(nest)
+    for step, outside in placed:
+        if step.operation not in (*_SUMS, Operation.CLEAR, Operation.SYNC):
+            for name in step.inputs:
+                if closed := [index for index in nest.words[name].per if not _open(index, outside)]:
+                    raise IllegalTransformation(
+                        1, f"{step.operation} reads all of {name!r} over {closed[0]!r}, but is not a sum."
+                    )
+    _check_weights(nest)
+    for step, outside in placed:
+        if step.operation is Operation.ADD and set(step.inputs) & set(step.outputs):
+            raise IllegalTransformation(3, f"{step.outputs[0]!r} is summed by add; a running sum is accumulate.")
+        if step.operation is Operation.HALF_REDUCE and len(step.outputs) != 2:
+            raise IllegalTransformation(3, "half_reduce makes a pair: two words.")
+        if step.operation in (Operation.MAP, Operation.MULTIPLY):
+            missing = [
+                loop.index for loop in loops(nest.body)
+                if loop.dimension == "N" and loop.index in {item.index for _, place in placed for item in place}
+                and not _open(loop.index, outside)
+            ]  # fmt: skip
+            if missing:
+                raise IllegalTransformation(5, f"{step.operation} stands outside the loop {missing[0]!r}, but reads b.")
+    _check_sparse(nest)
+    latencies(nest)
+    pairs = carry_save_pairs(nest)
+    for step in steps(nest.body):
+        for name in step.inputs:
+            if name in pairs and any(nest.words[out].bits > nest.words[name].bits for out in step.outputs):
+                raise IllegalTransformation(
+                    6, f"{step.operation} reads {name!r}, one word of a carry-save pair of {nest.words[name].bits} "
+                    "bits, at a greater width; add the pair first, or keep it wider."
+                )
+    if k is not None:
+        for name, bits in required_widths(nest, k).items():
+            if bits > nest.words[name].bits:
+                raise IllegalTransformation(
+                    6, f"{name!r} has {nest.words[name].bits} bits; sums over K = {k} need {bits}."
+                )
+
+
+def _open(index: str, outside: tuple[Loop, ...]) -> bool:
+    return any(loop.index == index for loop in outside)
+
+
+def _check_definitions(nest: Nest) -> None:
+    """Every word is made before it is read; a running sum is cleared."""
+    made = {"a", "b"}
+    for step in steps(nest.body):
+        for name in step.inputs:
+            if name not in made:
+                hint = "; a running sum starts with clear()" if name in step.outputs else ""
+                raise InputError(f"Nest {nest.name!r}: {step.operation} reads {name!r} before it is made{hint}.")
+        made.update(step.outputs)
+    if nest.result not in made:
+        raise InputError(f"Nest {nest.name!r}: no step makes the result {nest.result!r}.")
+
+
+def _check_weights(nest: Nest) -> None:
+    """Rule 2: follow which words still lack their bit weight."""
+    if nest.encoding is None:
+        return
+    lacking: set[str] = set()
+    cleared_in: dict[str, tuple[Loop, ...]] = {}
+    for step, outside in placed_steps(nest.body):
+        weighted = _open("bw", outside)
+        if step.operation is Operation.CLEAR:
+            cleared_in.update(dict.fromkeys(step.outputs, outside))
+            lacking -= set(step.outputs)
+        elif step.operation is Operation.MAP:
+            if not weighted:
+                raise IllegalTransformation(2, "map stands outside the loop over bit weights.")
+            lacking.update(step.outputs)
+        elif step.operation is Operation.SHIFT:
+            if not weighted:
+                raise IllegalTransformation(2, "shift stands outside the loop over bit weights.")
+            if step.inputs[0] not in lacking:
+                raise IllegalTransformation(2, f"{step.inputs[0]!r} is shifted already.")
+        elif step.operation is not Operation.ENCODE:
+            late = [name for name in step.inputs if name in lacking]
+            for name in late:
+                if not weighted:
+                    raise IllegalTransformation(2, f"{name!r} leaves the loop over bit weights without its shift.")
+                running = [out for out in step.outputs if out in step.inputs]
+                if any(not _open("bw", cleared_in.get(out, ())) for out in running):
+                    raise IllegalTransformation(
+                        2, f"{running[0]!r} sums words of different bit weights that are not shifted."
+                    )
+            if late:
+                lacking.update(step.outputs)
+            if late and any(name not in lacking and name not in step.outputs for name in step.inputs):
+                raise IllegalTransformation(2, f"{step.operation} adds shifted to unshifted words.")
+    if nest.result in lacking:
+        raise IllegalTransformation(2, f"the result {nest.result!r} was never shifted.")
+
+
+def _check_sparse(nest: Nest) -> None:
+    placed = list(placed_steps(nest.body))
+    for position, (_, outside) in enumerate(placed):
+        for loop in outside:
+            if not loop.sparse:
+                continue
+            if loop.sparse not in nest.words or nest.producer(loop.sparse).operation is not Operation.ENCODE:
+                raise IllegalTransformation(4, f"loop {loop.index!r} visits the digits of {loop.sparse!r}, which no encode makes.")
+            if loop.index not in nest.words[loop.sparse].per:
+                raise IllegalTransformation(4, f"{loop.sparse!r} holds no digit per {loop.index!r}: encode them first.")
+            temporal = {item.index for item in outside if not item.spatial and item.dimension in ("K", "BW")}
+            synced = any(
+                step.operation is Operation.SYNC and not {item.index for item in place} & temporal
+                for step, place in placed[position:]
+            )
+            if not synced:
+                raise IllegalTransformation(4, f"no sync follows the loop over the non-zero digits {loop.index!r}.")
+
+
+def latencies(nest: Nest) -> dict[str, int]:
+    """Pipeline registers between the operands and every value. Raises IllegalTransformation where they differ."""
+    late: dict[str, int] = {"a": 0, "b": 0}
+    for step, _ in placed_steps(nest.body):
+        running = set(step.inputs) & set(step.outputs)
+        given = {name: late[name] for name in step.inputs if name not in running}
+        constant = step.operation in (Operation.CLEAR, Operation.SYNC)
+        if len(set(given.values())) > 1 and not any(nest.words[name].state for name in given):
+            slow, fast = max(given, key=lambda name: given[name]), min(given, key=lambda name: given[name])
+            raise IllegalTransformation(
+                3, f"{step.operation} reads {slow!r} {given[slow] - given[fast]} cycle(s) later than {fast!r}."
+            )
+        value = 0 if constant else max(given.values(), default=0)
+        late.update(dict.fromkeys(step.outputs, value + (step.operation is Operation.REGISTER)))
+    return late
+
+
+def stages(nest: Nest) -> int:
+    """Pipeline registers on the way from the operands to the state that grows with K, inside one step of K."""
+    late = latencies(nest)
+    outer: Step | None = None
+    for step, outside in placed_steps(nest.body):
+        if step.operation in REDUCTIONS and _open("kt", outside) and set(step.inputs) & set(step.outputs):
+            outer = step
+    return late[outer.outputs[0]] if outer else 0

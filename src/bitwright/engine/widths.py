@@ -1,0 +1,240 @@
+"""Widths of the words of a nest, from the ranges of values that interval arithmetic gives.
+
+A carry-save pair stands for s + c modulo 2^bits, so each of its words is as wide as the words it is read into. State
+that grows with K keeps its declared width; `required_widths` says what it needs for a given K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bitwright.arithmetic import encodings
+from bitwright.core.errors import InputError
+from bitwright.engine.nest import Loop, Nest, Operation, Step, Value, placed_steps
+
+
+@dataclass(frozen=True)
+class Range:
+    """Inclusive bounds of a word, and of the part that depends on b (without the bias of unsigned products).
+
+    `terms` counts the products that it sums; `weighted`: it holds their part at one bit weight, shifted.
+    """
+
+    low: int
+    high: int
+    free_low: int
+    free_high: int
+    terms: int = 0
+    weighted: bool = False
+
+    def times(self, count: int) -> Range:
+        """The range of a sum of `count` such words."""
+        bounds = (bound * count for bound in (self.low, self.high, self.free_low, self.free_high))
+        return Range(*bounds, self.terms * count, self.weighted)
+
+    def plus(self, other: Range) -> Range:
+        """The range of the sum of two words."""
+        return Range(
+            self.low + other.low, self.high + other.high,
+            self.free_low + other.free_low, self.free_high + other.free_high,
+            self.terms + other.terms, self.weighted or other.weighted,
+        )  # fmt: skip
+
+    @property
+    def bits(self) -> int:
+        """Bits of the narrowest word that holds it (two's complement when it can be negative)."""
+        return _bits(self.low, self.high)
+
+
+_ZERO = Range(0, 0, 0, 0)
+
+
+def _bits(low: int, high: int) -> int:
+    if low >= 0:
+        return max(1, high.bit_length())
+    return max((-low - 1).bit_length(), high.bit_length()) + 1
+
+
+def ranges(nest: Nest, k: int | None = None) -> dict[str, Range | None]:
+    """Bounds of every value; None for what grows with K when `k` is not given, and for what depends on that.
+
+    For a carry-save pair the bounds of its total stand under the first word, zero under the second.
+    """
+    digits = _digit_range(nest)
+    found: dict[str, Range | None] = {}
+    for name in ("a", "b"):
+        found[name] = Range(*_operand(nest, name), *_operand(nest, name))
+    cleared: dict[str, tuple[Loop, ...]] = {}
+    for step, outside in placed_steps(nest.body):
+        if step.operation is Operation.SYNC:
+            continue
+        if step.operation is Operation.CLEAR:
+            cleared.update(dict.fromkeys(step.outputs, outside))
+            found.update(dict.fromkeys(step.outputs, _ZERO))
+            continue
+        given = [_together(nest, name, outside, found) for name in step.inputs if name not in step.outputs]
+        if any(item is None for item in given):
+            found.update(dict.fromkeys(step.outputs, None))
+            continue
+        inputs = [item for item in given if item is not None]
+        if step.operation is Operation.REGISTER:
+            found.update(zip(step.outputs, inputs, strict=True))
+            continue
+        total = _result(nest, step, inputs, digits, outside)
+        if set(step.inputs) & set(step.outputs):  # a running sum: as often as its loops go round since it was cleared
+            times = _iterations(cleared.get(step.outputs[0], ()), outside, k)
+            if times is not None and total.weighted and nest.has_loop("bw"):
+                weights = {loop.index for loop in outside} - {loop.index for loop in cleared[step.outputs[0]]}
+                if "bw" in weights:
+                    total, times = _all_weights(nest, total), times // nest.extent("bw")
+            found[step.outputs[0]] = None if times is None else total.times(times)
+        else:
+            found[step.outputs[0]] = total
+        found.update(dict.fromkeys(step.outputs[1:], _ZERO))
+    return found
+
+
+def _digit_range(nest: Nest) -> tuple[int, int]:
+    if nest.encoding is None:
+        return 0, 0
+    digits = encodings.get(nest.encoding).digit_set
+    return min(digits), max(digits)
+
+
+def _together(nest: Nest, name: str, outside: Sequence[Loop], found: Mapping[str, Range | None]) -> Range | None:
+    """The sum of all elements of a value that a step outside its loops reads."""
+    if name not in found:
+        raise InputError(f"Nest {nest.name!r}: {name!r} is read before any step makes it.")
+    bounds = found[name]
+    open_loops = {loop.index for loop in outside}
+    if bounds is None:
+        return None
+    for index in nest.words[name].per:
+        if index not in open_loops:
+            weights = index == "bw" and bounds.weighted
+            bounds = _all_weights(nest, bounds) if weights else bounds.times(nest.extent(index))
+    return bounds
+
+
+def _all_weights(nest: Nest, bounds: Range) -> Range:
+    """The sum over all bit weights of a word bounded at the highest one: whole products of a and b, and their bias."""
+    product = _products(*(_operand(nest, name) for name in ("a", "b")))
+    low, high = (bound * bounds.terms for bound in product)
+    if (bounds.low, bounds.high) == (bounds.free_low, bounds.free_high):
+        return Range(low, high, low, high, bounds.terms)
+    count = nest.extent("bw")
+    top, every = nest.radix ** (count - 1), sum(nest.radix**weight for weight in range(count))
+    return Range(bounds.low * every // top, bounds.high * every // top, low, high, bounds.terms)
+
+
+def _operand(nest: Nest, name: str) -> tuple[int, int]:
+    half = 1 << (nest.words[name].bits - 1)
+    return -half, half - 1
+
+
+def _products(x: tuple[int, int], y: tuple[int, int]) -> tuple[int, int]:
+    found = [left * right for left in x for right in y]
+    return min(found), max(found)
+
+
+def _result(nest: Nest, step: Step, inputs: Sequence[Range], digits: tuple[int, int], outside: Sequence[Loop]) -> Range:
+    if step.operation is Operation.ENCODE:
+        return Range(*digits, *digits)
+    if step.operation in (Operation.MAP, Operation.MULTIPLY):
+        x, y = inputs
+        low, high = _products((x.low, x.high), (y.low, y.high))
+        if nest.words[step.outputs[0]].signed:
+            return Range(low, high, low, high, 1)
+        bias = 1 << (_bits(low, high) - 1)
+        return Range(0, 2 * bias - 1, low, high, 1)
+    if step.operation is Operation.SHIFT:
+        shifted = inputs[0].times(int(nest.radix ** (nest.extent("bw") - 1)))
+        return replace(shifted, terms=inputs[0].terms, weighted=True)
+    if step.operation is Operation.UNBIAS:
+        only = inputs[0]
+        return replace(only, low=only.free_low, high=only.free_high)
+    total = _ZERO
+    for item in inputs:
+        total = total.plus(item)
+    return total
+
+
+def _iterations(clear: Sequence[Loop], outside: Sequence[Loop], k: int | None) -> int | None:
+    times = 1
+    closed = {loop.index for loop in clear}
+    for loop in outside:
+        if loop.index in closed or loop.dimension not in ("K", "BW"):
+            continue
+        if loop.extent is None and k is None:
+            return None
+        times *= loop.extent if loop.extent is not None else -(-(k or 1) // loop.stride)
+    return times
+
+
+def fit_widths(nest: Nest) -> Nest:
+    """The nest with every value as wide as its range needs; state that grows with K keeps its width."""
+    found = ranges(nest)
+    pairs = carry_save_pairs(nest)
+    words = dict(nest.words)
+    for name, bounds in found.items():
+        value = words[name]
+        if name in ("a", "b") or bounds is None or name in pairs:
+            continue
+        if not value.signed and _maps(nest, name):
+            words[name] = replace(value, bits=bounds.bits)
+        else:
+            words[name] = replace(value, bits=bounds.bits, signed=bounds.low < 0)
+    for step, _ in reversed(list(placed_steps(nest.body))):
+        # A pair is as wide as what it is read into. One that grows with K keeps its width.
+        for name in step.inputs:
+            if name in pairs and name not in step.outputs and not _grows(found, pairs[name]):
+                widest = max((words[out].bits for out in step.outputs), default=1)
+                for word in pairs[name]:
+                    words[word] = replace(words[word], bits=widest, signed=True)
+    return replace(nest, values=tuple(words[value.name] for value in nest.values))
+
+
+def _maps(nest: Nest, name: str) -> bool:
+    return nest.producer(name).operation is Operation.MAP
+
+
+def _grows(found: Mapping[str, Range | None], pair: Sequence[str]) -> bool:
+    return found.get(pair[0]) is None
+
+
+def carry_save_pairs(nest: Nest) -> dict[str, tuple[str, ...]]:
+    """Word of a carry-save pair -> the words of that pair."""
+    found: dict[str, tuple[str, ...]] = {}
+    for step, _ in placed_steps(nest.body):
+        if step.operation is Operation.HALF_REDUCE:
+            found.update(dict.fromkeys(step.outputs, step.outputs))
+        if step.operation is Operation.REGISTER and all(name in found for name in step.inputs):
+            found.update(dict.fromkeys(step.outputs, step.outputs))
+    return found
+
+
+def required_widths(nest: Nest, k: int) -> dict[str, int]:
+    """Bits each state needs so that no sum over K of length `k` overflows (rule 6 of the notation).
+
+    A biased state may wrap: what must fit is its part that depends on b. Raises InputError for k < 1.
+    """
+    if k < 1:
+        raise InputError(f"A sum over K has at least one term, not {k}.")
+    found = ranges(nest, k)
+    needed: dict[str, int] = {}
+    pairs = carry_save_pairs(nest)
+    for value in nest.states:
+        bounds = found.get(pairs[value.name][0] if value.name in pairs else value.name)
+        if bounds is not None:
+            needed[value.name] = _bits(bounds.free_low, bounds.free_high)
+    return needed
+
+
+def state_values(nest: Nest) -> tuple[Value, ...]:
+    """States that grow with K."""
+    found = ranges(nest)
+    pairs = carry_save_pairs(nest)
+    return tuple(value for value in nest.states if found.get(pairs.get(value.name, (value.name,))[0]) is None)
