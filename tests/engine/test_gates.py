@@ -2,8 +2,6 @@
 
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +94,7 @@ def test_predictive_inverter_keeps_the_fan_out_of_four_rule(name):
     one, two = (analyse_timing(netlist, load * library.unit_load_f).input_to_output_s for load in (1, 1))
     fo4_s = 360e-12 * PROCESSES[name].gate_length_m / 1e-6
     assert one == two
-    assert one == pytest.approx(20 * fo4_s, rel=0.03)  # the first stage sees a step
+    assert one == pytest.approx(20 * fo4_s, rel=0.03, abs=0)  # the first stage sees a step
 
 
 def test_tiny_netlist_has_the_power_computed_by_hand(library):
@@ -112,9 +110,9 @@ def test_tiny_netlist_has_the_power_computed_by_hand(library):
     unit, volt = library.unit_load_f, library.voltage_v
     by_hand = (2 / 3) * 0.5 * volt**2 * unit * ((1 + 1) + (1 + 2))
     power = activity_power(netlist, result.toggles, result.intervals, 1e-9)
-    assert power.energy_j_per_cycle == pytest.approx(by_hand, rel=1e-4)
-    assert vectorless_power(netlist, 1e-9, 2 / 3).energy_j_per_cycle == pytest.approx(by_hand, rel=1e-4)
-    assert power.leakage_w == pytest.approx(2 * library.cell("INV_X1").leakage_w)
+    assert power.energy_j_per_cycle == pytest.approx(by_hand, rel=1e-4, abs=0)
+    assert vectorless_power(netlist, 1e-9, 2 / 3).energy_j_per_cycle == pytest.approx(by_hand, rel=1e-4, abs=0)
+    assert power.leakage_w == pytest.approx(2 * library.cell("INV_X1").leakage_w, abs=0)
 
 
 def test_netlist_of_a_multiplier_equals_integers(mult, library):
@@ -206,36 +204,6 @@ def real_libraries():
     return [name for name in ("osu018",) if name in library_names()] + ([named] if named else [])
 
 
-@pytest.mark.eda
-@pytest.mark.parametrize("name", [*PROCESSES, *real_libraries()])
-@pytest.mark.parametrize("source", ["mult", *ELEMENTS])
-def test_timing_agrees_with_opensta(name, source, tmp_path):
-    sta = shutil.which("sta")
-    if sta is None:
-        pytest.skip("OpenSTA (`sta`) is not installed")
-    library = find_library(name)
-    element = source in ELEMENTS
-    top = PE if element else source
-    text = generate_processing_element(SystolicArray(1, 1, source)) if element else MULTIPLIER
-    report = synthesise(text, top, library)
-    # OpenSTA 2.0 does not set loads on the bus ports of a netlist: neither tool has any here.
-    period_s = analyse_timing(report.netlist(library), output_load_f=0.0).period_s
-    # Our timing has no wires; a wire load model the library names by default would add them.
-    (tmp_path / "cells.lib").write_text(re.sub(r"default_wire_load\s*:[^;]*;", "", library.text))
-    verilog = run_yosys("read_json n.json\nwrite_verilog -noattr -noexpr n.v", {"n.json": report.netlist_json}, ["n.v"])
-    (tmp_path / "n.v").write_text(verilog["n.v"])
-    unit = 1e-12 if "predictive" in name else 1e-9
-    (tmp_path / "run.tcl").write_text(
-        f"read_liberty cells.lib\nread_verilog n.v\nlink_design {top}\n"
-        f"create_clock -name c -period 1000 [get_ports clk]\n"
-        "set_input_transition 0 [all_inputs]\n"
-        "report_checks -from [all_registers -clock_pins] -to [all_registers -data_pins] -digits 6\n"
-    )
-    log = subprocess.run([sta, "-exit", "run.tcl"], cwd=tmp_path, capture_output=True, text=True, check=False).stdout
-    slack = float(re.search(r"([-\d.]+)\s+slack", log).group(1))
-    assert period_s == pytest.approx((1000 - slack) * unit, rel=0.006)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -245,6 +213,18 @@ def test_timing_agrees_with_opensta(name, source, tmp_path):
         (lambda text: text.replace("ff (IQ, IQN)", "latch (IQ, IQN)"), "no flip-flop"),
         (lambda text: text.replace('function : "!(A B)";', "", 1), "'NAND2_X1' has no function"),
         (lambda text: text.replace("1ps", "1 parsec"), "time_unit"),
+        (
+            lambda text: text.replace('"!(A B)"', '"!(A $ B)"', 1),
+            "cell 'NAND2_X1', output 'Y': Cannot read the function",
+        ),
+        (lambda text: text.replace('"!(A B)"', '"!(A Z)"', 1), "cell 'NAND2_X1': the function of output 'Y' uses 'Z'"),
+        (lambda text: text.replace('"IQ";', '"IX";', 1), "cell 'DFF_X1': the function of output 'Q' uses 'IX'"),
+        (lambda text: text.replace('next_state : "D"', 'next_state : "E"', 1), "cell 'DFF_X1': next_state uses 'E'"),
+        (
+            lambda text: text.replace('clocked_on : "CK"', 'clocked_on : ""', 1),
+            "cell 'DFF_X1', clocked_on: Cannot read",
+        ),
+        (lambda text: text.replace("direction : output;", "", 1), "pin 'Y' of cell '.*' has no direction"),
     ],
 )
 def test_unusable_libraries_are_refused(change, message):

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
 from bitwright.engine.nest import Loop, Nest, Operation, Primitive, Value, Words, loops, read, reduce_to_two, steps, walk
+from bitwright.engine.widths import state_values
 
 Integers = NDArray[np.int64]
 _CHUNK = 1 << 18  # result positions evaluated at a time, so that all words of the body stay in a few tens of MiB
@@ -221,3 +222,18 @@ def operands(nest: Nest, a: ArrayLike, b: ArrayLike) -> tuple[Integers, Integers
             raise InputError(f"Operand {name} has values from {low} to {high}; {bits} bits hold "
                              f"{-(1 << (bits - 1))} to {(1 << (bits - 1)) - 1}.")  # fmt: skip
     return a.astype(np.int64), b.astype(np.int64)
+
+
+def bias_per_step(nest: Nest) -> int:
+    """What one step of K adds to the state that grows with K when b is zero: the bias of unsigned partial products.
+
+    One step is one iteration of the loop kt; in a serial engine, one cycle. 0 for nests with signed partial products.
+    """
+    evaluation = _Evaluation(nest, np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64))
+    for state in nest.states:
+        evaluation.words[state.name, ()] = np.zeros((1, 1), np.int64)
+    step = nest.loop("kt")
+    evaluation.walk(step.body, {"kt": 0} if not nest.has_loop("bw") or nest.loop("bw").spatial else {"bw": 0, "kt": 0})
+    growing = state_values(nest)
+    made = {name for item in steps(step.body) for name in item.outputs}
+    return sum(int(evaluation.words[state.name, ()][0, 0]) for state in growing if state.name in made)

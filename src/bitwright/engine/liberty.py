@@ -236,6 +236,11 @@ class Library:
             return "tri-state"
         if any(_unquote(pin.attributes.get("direction", "")) == "inout" for pin in pins):
             return "bidirectional pin"
+        for pin in pins:
+            if "direction" not in pin.attributes:
+                raise InputError(
+                    f"Library {self.name}: pin {_unquote(pin.arguments)!r} of cell {name!r} has no direction."
+                )
         outputs = [pin for pin in pins if _unquote(pin.attributes.get("direction", "")) == "output"]
         if not outputs or len(pins) == len(outputs):
             return "no logic"
@@ -311,7 +316,10 @@ class Library:
                 pins[pin_name] = self._pin(pin_group, pin_name, where)
         area = _number(group.attributes.get("area", "0"), "area", where)
         ff = next(group.named("ff"), None)
-        return Cell(name, area, leakage * self._leakage_w, pins, _flip_flop(ff, where) if ff else None)
+        cell = Cell(name, area, leakage * self._leakage_w, pins, _flip_flop(ff, where) if ff else None)
+        states = [child.arguments for child in group.groups if child.name in ("ff", "latch", "ff_bank", "latch_bank")]
+        _check_names(cell, {state.strip() for text in states for state in text.replace('"', "").split(",")}, where)
+        return cell
 
     def _pin(self, group: Group, name: str, where: str) -> Pin:
         attributes = group.attributes
@@ -339,7 +347,9 @@ class Library:
             name,
             direction,
             _number(capacitance, "capacitance", where) * self._load_f,
-            parse_function(_unquote(function)) if function is not None and direction == "output" else None,
+            _function(function, f"{where}, output {name!r}")
+            if function is not None and direction == "output"
+            else None,
             _true(attributes.get("clock")),
             tuple(arcs),
             tuple(energy),
@@ -378,6 +388,25 @@ class Library:
         return Table(scaled[0][1], scaled[1][1], block)
 
 
+def _function(text: str, where: str) -> Expression:
+    try:
+        return parse_function(_unquote(text))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _check_names(cell: Cell, states: set[str], where: str) -> None:
+    """Raise InputError when a function of `cell` uses a name that is neither a pin nor a state."""
+    functions = {f"the function of output {pin.name!r}": pin.function for pin in cell.pins.values()}
+    if cell.flip_flop is not None:
+        functions |= {"next_state": cell.flip_flop.next_state, "clocked_on": cell.flip_flop.clocked_on}
+    for what, function in functions.items():
+        for name in function.variables() if function is not None else ():
+            if name not in cell.pins and name not in states:
+                known = ", ".join([*cell.pins, *sorted(states)])
+                raise InputError(f"{where}: {what} uses {name!r}, which is neither a pin nor a state. Known: {known}.")
+
+
 def _flip_flop(group: Group, where: str) -> FlipFlop:
     states = [part.strip() for part in group.arguments.replace('"', "").split(",")]
     attributes = {name: _unquote(value) for name, value in group.attributes.items()}
@@ -387,10 +416,10 @@ def _flip_flop(group: Group, where: str) -> FlipFlop:
     return FlipFlop(
         states[0],
         states[1] if len(states) > 1 else "",
-        parse_function(attributes["next_state"]),
-        parse_function(attributes["clocked_on"]),
-        parse_function(attributes["clear"]) if "clear" in attributes else None,
-        parse_function(attributes["preset"]) if "preset" in attributes else None,
+        _function(attributes["next_state"], f"{where}, next_state"),
+        _function(attributes["clocked_on"], f"{where}, clocked_on"),
+        _function(attributes["clear"], f"{where}, clear") if "clear" in attributes else None,
+        _function(attributes["preset"], f"{where}, preset") if "preset" in attributes else None,
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from bitwright.core.errors import InputError
 from bitwright.core.timeline import Schedule, Timeline
 from bitwright.core.workload import FORMAT_BITS, Gemm, Kind, Operator, Role, Tensor, Workload
+from bitwright.engine.operand_traffic import panel_traffic
 from bitwright.engine.systolic import SystolicArray, buffer_accesses, cycles
 
 # Kinds that run on the vector unit and can take the result of the operator before them as it comes.
@@ -55,40 +56,6 @@ class OperatorOnEngine:
     def memory_bytes(self) -> float:
         """External traffic in both directions."""
         return self.memory_read_bytes + self.memory_write_bytes
-
-
-def panel_traffic(
-    gemm: Gemm, array: SystolicArray, left_bytes: float, right_bytes: float, buffer_bytes: float
-) -> tuple[float, float]:
-    """External bytes read for the left (m, k) and right (k, n) operand of all products of a batch.
-
-    Half of the buffer holds a panel of whole rows of one operand (or whole columns of the other) while the other
-    operand streams past it once per panel; when not even a panel as high as the array fits, both stream, once per
-    tile of the array. The cheapest of the three schedules is taken. `left_bytes` and `right_bytes` are per element.
-    """
-    left = gemm.m * gemm.k * left_bytes
-    right = gemm.n * gemm.k * right_bytes
-    options = [(left * math.ceil(gemm.n / array.columns), right * math.ceil(gemm.m / array.rows))]
-    left_panels = _panels(gemm.m, array.rows, gemm.k * left_bytes, buffer_bytes / 2)
-    right_panels = _panels(gemm.n, array.columns, gemm.k * right_bytes, buffer_bytes / 2)
-    if left_panels:
-        options.append((left, right * left_panels))
-    if right_panels:
-        options.append((left * right_panels, right))
-    best = min(options, key=sum)
-    return best[0] * gemm.batch, best[1] * gemm.batch
-
-
-def _panels(lines: int, tile: int, line_bytes: float, room_bytes: float) -> int:
-    """Panels needed for `lines` rows (or columns) in `room_bytes`, in whole tiles of the array; 0 if none fits."""
-    if lines * line_bytes <= room_bytes:
-        return 1
-    per_panel = int(room_bytes // line_bytes) // tile * tile
-    if not per_panel:
-        return 0
-    panels, rest = divmod(lines, per_panel)
-    # A last tile that is not full may still fit beside the panel before it.
-    return panels + (rest > 0 and (per_panel + rest) * line_bytes > room_bytes)
 
 
 def map_operator(
@@ -155,7 +122,7 @@ def _map_products(
         left_words, right_words, result_words = buffer_accesses(array, gemm)
         buffer_read += left_words * left + right_words * right
         buffer_write += result_words * result_bytes
-        left_read, right_read = panel_traffic(gemm, array, left, right, system.buffer_bytes)
+        left_read, right_read = panel_traffic(gemm, array.rows, array.columns, left, right, system.buffer_bytes)
         if attention:
             # The second product takes its left operand from the vector unit (softmax), not from memory, and the
             # query heads of a group share one read of their keys and values.

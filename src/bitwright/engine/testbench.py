@@ -11,140 +11,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitwright.core.errors import InputError, ToolError, UnknownNameError
 from bitwright.core.files import write_whole
 from bitwright.engine.netlist import Netlist
+from bitwright.engine.testbench_files import STIMULUS, TESTBENCH, VCD, verilog_testbench, write_testbench
+from bitwright.engine.waveforms import Port, SimulationResult, Waveforms, check_width, compare
 
 if TYPE_CHECKING:
     from amaranth.hdl import Elaboratable, Signal
 
+__all__ = [
+    "CompiledSimulator", "Port", "SimulationResult", "Waveforms", "simulate_amaranth", "simulate_netlist",
+    "simulate_verilog", "verilog_testbench", "write_testbench",
+]  # fmt: skip
+
 CompiledSimulator = Literal["icarus", "verilator"]
-TESTBENCH, STIMULUS, VCD = "testbench", "stimulus.hex", "waveforms.vcd"
 _TOOLS = {"icarus": "iverilog", "verilator": "verilator"}
-_NAME = re.compile(r"(?!tb_|dut$|testbench$)[A-Za-z_]\w*")
-_DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8)
-# The C++ compiler takes most of Verilator's time. -O1 is the quickest in sum for arrays of this size and length.
+# Compiling takes most of Verilator's time: for an 8 x 8 array and 5,000 cycles, -O0 is the quickest in sum.
 _VERILATOR = ("--binary", "--timing", "-j", "2", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--top-module", TESTBENCH,
-              "-MAKEFLAGS", "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1")  # fmt: skip
+              "-MAKEFLAGS", "OPT_FAST=-O0 OPT_SLOW=-O0 OPT_GLOBAL=-O0")  # fmt: skip
 _RANDOM_START = ("+verilator+seed+1", "+verilator+rand+reset+2")  # what reset misses must show, as X in Icarus
-
-
-@dataclass(frozen=True)
-class Port:
-    """A port and its width in bits."""
-
-    name: str
-    bits: int
-
-
-@dataclass(frozen=True)
-class Waveforms:
-    """What is driven and what must be seen: port -> value per cycle, (cycles,) int64, signed or unsigned readings.
-
-    `care` says in which cycles an expected value counts, (cycles,) bool; a port without it counts always. `widths`
-    holds the width (1 to 64) of every port. Before cycle 0, `reset` is 1 and all other inputs 0 for `reset_cycles`
-    cycles; after that it is 0. `clock` and `reset` are "" for a design without that port.
-
-    Raises InputError for lengths that differ, unknown or missing names, and values that do not fit their port.
-    """
-
-    inputs: Mapping[str, NDArray[np.int64]]
-    expected: Mapping[str, NDArray[np.int64]]
-    care: Mapping[str, NDArray[np.bool_]]
-    widths: Mapping[str, int]
-    reset_cycles: int
-    clock: str = "clk"
-    reset: str = "rst"
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    @property
-    def cycles(self) -> int:
-        """Number of cycles after reset."""
-        return len(next(iter(self.expected.values())))
-
-    @property
-    def driven(self) -> tuple[Port, ...]:
-        """The input ports, without clock and reset."""
-        return tuple(Port(name, self.widths[name]) for name in self.inputs)
-
-    @property
-    def compared(self) -> tuple[Port, ...]:
-        """The output ports that are compared."""
-        return tuple(Port(name, self.widths[name]) for name in self.expected)
-
-
-@dataclass(frozen=True)
-class SimulationResult:
-    """`mismatches` wrong outputs in `cycles` cycles; `first_mismatch` describes the first ("" without one)."""
-
-    simulator: str
-    cycles: int
-    mismatches: int
-    first_mismatch: str
-
-    @property
-    def passed(self) -> bool:
-        """No output differed in any cycle."""
-        return self.mismatches == 0
-
-
-def _check(waveforms: Waveforms) -> None:
-    names = [*waveforms.inputs, *waveforms.expected]
-    if not waveforms.expected:
-        raise InputError("Waveforms need at least one expected output; nothing would be compared.")
-    special = [name for name in (waveforms.clock, waveforms.reset) if name]
-    for name in [*names, *special]:
-        if not _NAME.fullmatch(name):
-            raise InputError(f"Port {name!r} is not a plain Verilog name, or one the testbench uses (dut, tb_...).")
-    twice = {name for name in names if [*names, *special].count(name) > 1}
-    if twice:
-        raise InputError(f"Port {min(twice)!r} is given twice: as input, expected output, clock or reset.")
-    lengths = {name: np.shape(values) for part in (waveforms.inputs, waveforms.expected, waveforms.care)
-               for name, values in part.items()}  # fmt: skip
-    cycles = lengths[next(iter(waveforms.expected))]
-    if len(cycles) != 1 or cycles[0] < 1 or set(lengths.values()) != {cycles}:
-        raise InputError(f"Every waveform needs the same length (cycles,), at least one; given {lengths}.")
-    for name in waveforms.care:
-        if name not in waveforms.expected:
-            raise UnknownNameError("expected output in `care`", name, waveforms.expected)
-    for name in names:
-        bits = waveforms.widths.get(name)
-        if bits is None:
-            raise InputError(f"Port {name!r} has no width; `widths` needs every port.")
-        if not 1 <= bits <= 64:
-            raise InputError(f"Port {name!r} has {bits} bits; 1 to 64 are possible.")
-        values = _counting(waveforms, name)
-        low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-        if low < -(1 << (bits - 1)) or high >= 1 << bits:
-            raise InputError(f"Port {name!r} of {bits} bits cannot hold {low if low < -(1 << (bits - 1)) else high}.")
-    if waveforms.reset_cycles < 0:
-        raise InputError(f"reset_cycles is {waveforms.reset_cycles}; it must not be negative.")
-    if not any(_counting(waveforms, name).size for name in waveforms.expected):
-        raise InputError("No expected value counts in any cycle (`care` is never true); nothing would be compared.")
-
-
-def _counting(waveforms: Waveforms, name: str) -> NDArray[np.int64]:
-    """The values of a port that count: all of an input, those with care of an output."""
-    if name in waveforms.inputs:
-        return np.asarray(waveforms.inputs[name])
-    values = np.asarray(waveforms.expected[name])
-    return values[waveforms.care[name]] if name in waveforms.care else values
 
 
 def simulate_verilog(
@@ -223,132 +120,77 @@ def _run(command: Sequence[str], folder: Path, end_s: float, timeout_s: float) -
     return output
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A waveform in the stimulus file: hexadecimal digits `first` up to `first` + `digits` of each line."""
+def simulate_amaranth(
+    design: Elaboratable, ports: Mapping[str, Signal], waveforms: Waveforms, vcd: Path | None = None
+) -> SimulationResult:
+    """Simulate a design of the clock domain `sync` in Python under `waveforms`; `vcd` gets the waveforms.
 
-    port: Port
-    first: int
-    digits: int
-    values: NDArray[np.int64] = field(repr=False)
-
-    def slice_of(self, word: str, line_digits: int) -> str:
-        """Its bits in `word`, the line read as one number."""
-        low = 4 * (line_digits - self.first - self.digits)
-        return f"{word}[{low + self.port.bits - 1}:{low}]"
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Fields of a line of stimulus, left to right: inputs, expected outputs, then one digit per distinct care mask.
-
-    `care` maps an output to the field with its mask. Every field takes whole digits, so lines can be read by eye.
+    `ports` maps port names to signals. The reset is driven through its signal when `ports` has one, else as the reset
+    of `sync`. Registers start at their initial values, so a forgotten reset does not show here.
+    Raises InputError for a port that `ports` does not have or that has another width.
     """
+    from amaranth.hdl import ClockDomain, Module
+    from amaranth.sim import Simulator
 
-    inputs: Mapping[str, _Field]
-    expected: Mapping[str, _Field]
-    care: Mapping[str, _Field]
-    digits: int
+    widths = {name: len(port) for name, port in ports.items()}
+    for each in (*waveforms.driven, *waveforms.compared):
+        check_width(each, widths)
+    reset = ports.get(waveforms.reset)
+    whole = Module()
+    if waveforms.clock and reset is None:
+        whole.domains.sync = domain = ClockDomain("sync")
+        reset = domain.rst if waveforms.reset else None
+    whole.submodules.design = design
+    inputs = [(ports[name], values.tolist()) for name, values in waveforms.inputs.items()]
+    masks = [(1 << port.bits) - 1 for port in waveforms.compared]
+    outputs = [ports[port.name] for port in waveforms.compared]
+    seen = np.zeros((len(outputs), waveforms.cycles), np.uint64)
+
+    async def drive(context: Any) -> None:
+        async def end_cycle() -> None:
+            await (context.tick() if waveforms.clock else context.delay(1e-6))
+
+        if reset is not None and waveforms.reset_cycles:
+            context.set(reset, 1)
+        for _ in range(waveforms.reset_cycles):
+            await end_cycle()
+        if reset is not None:
+            context.set(reset, 0)
+        for cycle in range(waveforms.cycles):
+            for port, values in inputs:
+                context.set(port, values[cycle])
+            for row, (port, mask) in enumerate(zip(outputs, masks, strict=True)):
+                seen[row, cycle] = context.get(port) & mask
+            await end_cycle()
+
+    simulator = Simulator(whole)
+    if waveforms.clock:
+        simulator.add_clock(1e-6)
+    simulator.add_testbench(drive)
+    if vcd is None:
+        simulator.run()
+    else:
+        with tempfile.TemporaryDirectory(prefix="bitwright-simulation-") as name:
+            with simulator.write_vcd(str(Path(name) / VCD)):
+                simulator.run()
+            write_whole(vcd, (Path(name) / VCD).read_bytes())
+    return compare("amaranth", dict(zip(waveforms.expected, seen, strict=True)), waveforms)
 
 
-def _layout(waveforms: Waveforms) -> _Layout:
-    at = 0
+def simulate_netlist(netlist: Netlist, waveforms: Waveforms) -> SimulationResult:
+    """Simulate a mapped netlist with zero delays under `waveforms`, the reset driven first. Flip-flops start at zero.
 
-    def place(port: Port, values: NDArray[Any]) -> _Field:
-        nonlocal at
-        digits = -(-port.bits // 4)
-        at += digits
-        return _Field(port, at - digits, digits, np.asarray(values).astype(np.int64))
-
-    inputs = {port.name: place(port, waveforms.inputs[port.name]) for port in waveforms.driven}
-    expected = {port.name: place(port, np.where(waveforms.care.get(port.name, True), waveforms.expected[port.name], 0))
-                for port in waveforms.compared}  # fmt: skip
-    masks: dict[bytes, _Field] = {}
-    care = {}
-    for name, mask in waveforms.care.items():
-        key = np.asarray(mask, bool).tobytes()
-        if key not in masks:
-            masks[key] = place(Port(f"tb_care_{len(masks)}", 1), mask)
-        care[name] = masks[key]
-    return _Layout(inputs, expected, care, at)
-
-
-def _stimulus_text(layout: _Layout, cycles: int) -> str:
-    fields = [*layout.inputs.values(), *layout.expected.values(), *{id(mask): mask for mask in layout.care.values()}.values()]
-    text = np.empty((cycles, layout.digits + 1), np.uint8)
-    text[:, -1] = ord("\n")
-    for each in fields:
-        values = each.values.view(np.uint64)
-        if each.port.bits < 64:
-            values = values & np.uint64((1 << each.port.bits) - 1)
-        for digit in range(each.digits):
-            place = np.uint64(4 * (each.digits - 1 - digit))
-            text[:, each.first + digit] = _DIGITS[((values >> place) & np.uint64(15)).astype(np.intp)]
-    return text.tobytes().decode("ascii")
-
-
-def verilog_testbench(top: str, waveforms: Waveforms, title: str = "") -> tuple[str, str]:
-    """A self-checking Verilog testbench of module `top` and the file `stimulus.hex` that it reads, as text.
-
-    It prints `MISMATCH ...` for the first differing outputs and `SUMMARY <mismatching outputs> <cycles>` at the end;
-    with the argument `+vcd` it writes `waveforms.vcd`. Each line of the stimulus is one cycle: inputs, expected
-    outputs and care bits from left to right in whole hexadecimal digits.
+    Raises InputError for ports that the netlist does not have or that have another width, and as
+    `gate_simulation.simulate`.
     """
-    layout = _layout(waveforms)
-    clock, reset = waveforms.clock or "tb_clock", waveforms.reset or "tb_reset"
-    ports = [name for name in (waveforms.clock, waveforms.reset) if name] + [*layout.inputs, *layout.expected]
-    now = "tb_now"
-    driven = "\n".join(f"  wire [{each.port.bits - 1}:0] {name} = {each.slice_of(now, layout.digits)};"
-                       for name, each in layout.inputs.items())  # fmt: skip
-    seen = "\n".join(f"  wire [{each.port.bits - 1}:0] {name};" for name, each in layout.expected.items())
-    widths = "\n".join(
-        f'    if ($bits(dut.{name}) != {each.port.bits}) begin tb_wrong = 1; $display("WIDTH port {name} is %0d bits '
-        f'wide, {each.port.bits} in the waveforms", $bits(dut.{name})); end'
-        for name, each in [*layout.inputs.items(), *layout.expected.items()]
-    )
-    checks = "\n".join(
-        f"      if ({condition}{name} !== {value}) begin tb_mismatches = tb_mismatches + 1; if (tb_mismatches <= 5) "
-        f'$display("MISMATCH cycle %0d: {name} is %h, expected %h", tb_cycle, {name}, {value}); end'
-        for name, each in layout.expected.items()
-        for value in [each.slice_of(now, layout.digits)]
-        for condition in [f"{layout.care[name].slice_of(now, layout.digits)} && " if name in layout.care else ""]
-    )
-    bench = f"""// {title or f"{top}: every output in every cycle against what is expected."}
-`timescale 1ns/1ps
-module {TESTBENCH};
-  reg {clock} = 0;
-  reg {reset} = {int(waveforms.reset_cycles > 0)};
-  /* verilator tracing_off */
-  integer tb_cycle, tb_mismatches, tb_wrong;
-  reg [{4 * layout.digits - 1}:0] tb_memory [0:{waveforms.cycles - 1}];
-  reg [{4 * layout.digits - 1}:0] {now} = 0;
-  /* verilator tracing_on */
-{driven}
-{seen}
-  {top} dut ({", ".join(f".{name}({name})" for name in ports)});
-  always #5 {clock} = ~{clock};
-  initial begin
-    tb_wrong = 0;
-    tb_mismatches = 0;
-{widths}
-    if (tb_wrong) $finish;
-    if ($test$plusargs("vcd")) begin
-      $dumpfile("{VCD}");
-      $dumpvars(0, dut);
-    end
-    $readmemh("{STIMULUS}", tb_memory);
-    repeat ({waveforms.reset_cycles}) @(posedge {clock});
-    #1 {reset} = 0;
-    for (tb_cycle = 0; tb_cycle < {waveforms.cycles}; tb_cycle = tb_cycle + 1) begin
-      {now} = tb_memory[tb_cycle];
-      #3;
-{checks}
-      @(posedge {clock});
-      #1;
-    end
-    $display("SUMMARY %0d %0d", tb_mismatches, tb_cycle);
-    $finish;
-  end
-endmodule
-"""
-    return bench, _stimulus_text(layout, waveforms.cycles)
+    from bitwright.engine.gate_simulation import simulate
+
+    widths = {name: len(port.nets) for name, port in netlist.ports.items()}
+    for port in (*waveforms.driven, *waveforms.compared):
+        check_width(port, widths)
+    before = waveforms.reset_cycles
+    inputs = {name: np.pad(values, (before, 0))[:, None] for name, values in waveforms.inputs.items()}
+    if waveforms.reset:
+        inputs[waveforms.reset] = np.repeat([1, 0], [before, waveforms.cycles])[:, None]
+    outputs = simulate(netlist, inputs).outputs
+    return compare("netlist", {name: outputs[name][before:, 0] for name in waveforms.expected}, waveforms)

@@ -1,0 +1,129 @@
+"""Hardware of tensor engines, generated from their nests: which modules there are, as RTLIL, Verilog and for simulation.
+
+All words are two's complement, everything happens on the rising edge of `clk`. The top module `tensor_engine` is
+described in `rtl.grid`, `rtl.weight_stationary` and `rtl.serial`, its parts in `rtl.elements`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amaranth.hdl import Elaboratable
+
+from bitwright.core.errors import InputError
+from bitwright.engine.nest import Operation, placed_steps
+from bitwright.engine.rtl.arithmetic import Arithmetic, Component, Design, rtlil_text
+from bitwright.engine.rtl.elements import (
+    CHAIN_ELEMENT,
+    OUTPUT_STAGE,
+    PE,
+    ChainElement,
+    OutputStage,
+    ProcessingElement,
+)
+from bitwright.engine.rtl.grid import TOP, Assembly, Grid
+from bitwright.engine.rtl.serial import SerialColumns, serial_parts
+from bitwright.engine.rtl.weight_stationary import WeightStationary
+from bitwright.engine.tensor_engine import TensorEngine
+from bitwright.engine.yosys import run_yosys
+
+__all__ = [
+    "CHAIN_ELEMENT", "OUTPUT_STAGE", "PE", "TOP", "Arithmetic", "Component", "check_hardware", "generate",
+    "generate_part", "generate_rtlil", "parts", "reset_cycles", "rtlil_text", "simulation_design", "top", "verilog",
+]  # fmt: skip
+
+
+def reset_cycles(engine: TensorEngine) -> int:
+    """Cycles `rst` must be held so that every state is zero and every pipeline register is filled."""
+    return engine.rows + engine.columns + engine.depth + 2 * engine.latency + 4
+
+
+def check_hardware(engine: TensorEngine) -> None:
+    """Raise InputError for nests that can be evaluated but not generated."""
+    nest = engine.nest
+    for step, outside in placed_steps(nest.body):
+        temporal = [loop.index for loop in outside if loop.index == "bw" and not loop.spatial]
+        inside_k = any(loop.index == "kt" for loop in outside)
+        if step.operation is Operation.SHIFT and temporal and inside_k:
+            raise InputError(
+                f"{nest.name}: hardware with temporal bit weights shifts after the loop over K; apply hoist_shift too."
+            )
+    order = [loop.index for loop in placed_loops(engine) if not loop.spatial and loop.index in ("bw", "kt")]
+    if order[:1] == ["kt"] and "bw" in order:
+        raise InputError(f"{nest.name}: hardware goes through K once per bit weight; apply `reorder kt bw`.")
+    known = {"os": ("kt", "kb", "bw", "lane"), "matrix2d": ("kt", "kb", "bw", "lane")}.get(
+        engine.dataflow, ("kt", "kb", "kp", "bw")
+    )
+    for loop in placed_loops(engine):
+        if loop.dimension in ("K", "BW") and loop.index not in known:
+            raise InputError(f"{nest.name}: hardware has no place for the loop {loop.index!r}; it knows {', '.join(known)}.")
+        if loop.dimension == "K" and not loop.spatial and not loop.sparse and loop.index != "kt":
+            raise InputError(f"{nest.name}: loop {loop.index!r} is temporal inside an element; unroll it.")
+    if engine.dataflow == "ws" and (engine.passes > 1 or engine.step != engine.depth):
+        raise InputError(
+            f"{nest.name}: weight-stationary hardware takes all bit weights of one operand at a time; one pass per bit "
+            "weight is evaluated and counted only."
+        )
+
+
+def placed_loops(engine: TensorEngine) -> list[Any]:
+    """All loops of the engine's nest."""
+    from bitwright.engine.nest import loops
+
+    return list(loops(engine.nest.body))
+
+
+def parts(engine: TensorEngine) -> list[Component]:
+    """The modules that the top module is made of."""
+    check_hardware(engine)
+    if engine.serial:
+        return serial_parts(engine)
+    elements: list[Component] = []
+    if engine.chain is not None:
+        elements.append(ChainElement(engine))
+    if engine.dataflow != "ws":
+        elements.append(ProcessingElement(engine))
+    return [*elements, OutputStage(engine)]
+
+
+def top(engine: TensorEngine, instances: bool = False) -> Assembly:
+    """The module `tensor_engine`; with `instances` its parts are only referred to by name."""
+    check_hardware(engine)
+    kind = SerialColumns if engine.serial else WeightStationary if engine.dataflow == "ws" else Grid
+    return kind(engine, instances)
+
+
+def simulation_design(engine: TensorEngine) -> tuple[Elaboratable, dict[str, Any]]:
+    """The whole engine for Amaranth's simulator, and its ports by name. Registers start at zero there."""
+    component = top(engine)
+    return Design(component), {**component.inputs, **component.outputs}
+
+
+def generate_rtlil(engine: TensorEngine) -> dict[str, str]:
+    """RTLIL of each module of the engine, by module name."""
+    found = {part.name: rtlil_text(part) for part in parts(engine)}
+    return found | {TOP: rtlil_text(top(engine, instances=True), resettable=True)}
+
+
+def generate(engine: TensorEngine) -> str:
+    """Readable Verilog of all modules of the engine.
+
+    Raises InputError for nests without hardware (see `check_hardware`), ToolError when Yosys is missing.
+    """
+    return verilog(generate_rtlil(engine))
+
+
+def generate_part(engine: TensorEngine, name: str = PE) -> str:
+    """Readable Verilog of one module of the engine. Raises as `generate`, and InputError for another name."""
+    found = {part.name: part for part in parts(engine)}
+    if name not in found:
+        raise InputError(f"This engine has the parts {', '.join(found)}, not {name!r}.")
+    return verilog({name: rtlil_text(found[name])})
+
+
+def verilog(modules: Mapping[str, str]) -> str:
+    """Verilog of RTLIL modules."""
+    reads = "".join(f"read_rtlil {name}.il\n" for name in modules)
+    script = f"{reads}proc -norom\nsetattr -unset init w:*\nwrite_verilog -norename -noattr engine.v\n"
+    return run_yosys(script, {f"{name}.il": text for name, text in modules.items()}, ["engine.v"], 300)["engine.v"]

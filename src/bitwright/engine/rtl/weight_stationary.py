@@ -1,0 +1,91 @@
+"""The weight-stationary array: B stays, rows of A stream through, running sums travel along K.
+
+Module `tensor_engine`: `rst`, `load` with `b_<column>` (D = depth cycles, the last row of the tile first), `valid` with
+`a_<k>` (one row of A), `first` with the first row of a tile (takes the loaded B over), `partial_<column>` (the sum of
+the tiles before, zero for the first) -> `result_<column>`, `result_valid` (one bit per column). Column j is j cycles
+later than column 0: it expects `partial_<j>` 1 + L + j cycles after its row of A, and shows the result D + 2 + L + j
+cycles after it (L: pipeline stages and a shared encoder). The next tile may be loaded from D cycles after `first` on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Const, Module, Mux, ResetSignal, Signal, signed
+
+from bitwright.engine.evaluate import bias_per_step
+from bitwright.engine.rtl.arithmetic import label
+from bitwright.engine.rtl.elements import ChainElement, OutputStage, bias_bits, chain_states, operands
+from bitwright.engine.rtl.grid import Assembly, operand_port
+from bitwright.engine.tensor_engine import TensorEngine
+
+
+class WeightStationary(Assembly):
+    """The module of a weight-stationary engine; see the module docstring."""
+
+    def __init__(self, engine: TensorEngine, instances: bool = False) -> None:
+        super().__init__(engine, instances)
+        for port in ("load", "valid", "first"):
+            self.add_input(port, 1)
+        for link in range(engine.depth):
+            self.add_input(operand_port("a", 0, link, engine.step), signed(engine.a_bits))
+        for column in range(engine.columns):
+            self.add_input(f"b_{column}", signed(engine.b_bits))
+            self.add_input(f"partial_{column}", signed(engine.accumulator_bits))
+        for column in range(engine.columns):
+            self.add_output(f"result_{column}", signed(engine.accumulator_bits))
+        self.add_output("result_valid", engine.columns)
+
+    def elaborate(self) -> Module:
+        """Skews, the grid of links, one output stage per column."""
+        module, engine = Module(), self.engine
+        accept = Signal(name="accept")
+        module.d.comb += accept.eq(self.inputs["valid"] & ~ResetSignal())
+        first = Signal(name="first_accepted")
+        module.d.comb += first.eq(accept & self.inputs["first"])
+        first = self.delayed(module, first, int(engine.shares_encoders))
+        load: Any = self.inputs["load"]
+        loads, south, sums = [], [], []
+        for column in range(engine.columns):
+            loads.append(load)
+            load = self.delayed(module, load, 1, f"load_{column}")
+            south.append(self.delayed(module, self.inputs[f"b_{column}"], column, f"b_{column}"))
+            names = [label(value.name, key) for value, key in chain_states(engine)]
+            sums.append({name: self.inputs[f"partial_{column}"] if name == names[0] else Const(0) for name in names})
+        entering = self.entering_rows(module, accept)
+        for link in range(engine.depth):
+            words = {name: self.delayed(module, word, link, f"{name}_{link}") for name, word in entering[link].items()}
+            first_here = self.delayed(module, first, link, f"first_{link}") if link else first
+            for column in range(engine.columns):
+                inputs = {f"{name}_in": word for name, word in (*words.items(), *sums[column].items())}
+                inputs |= {"b_in": south[column], "load_in": loads[column], "first_in": first_here}
+                out = self.place(module, f"link_{link}_{column}", ChainElement(engine), inputs)
+                words = {name: out[f"{name}_out"] for name in words}
+                sums[column] = {name: out[f"{name}_out"] for name in sums[column]}
+                south[column], first_here = out["b_out"], out["first_out"]
+        shown = self.delayed(module, accept, engine.latency + engine.depth + 1, "accepted")
+        for column in range(engine.columns):
+            stage = OutputStage(engine)
+            given: dict[str, Any] = dict(sums[column])
+            if "bias" in stage.inputs:
+                given["bias"] = Const(bias_per_step(self.nest) % (1 << bias_bits(engine)), bias_bits(engine))
+            out = self.place(module, f"output_{column}", stage, given)
+            module.d.comb += self.outputs[f"result_{column}"].eq(out["result"])
+            module.d.sync += self.outputs["result_valid"][column].eq(shown)
+            shown = self.delayed(module, shown, 1, f"shown_{column}")
+        return module
+
+    def entering_rows(self, module: Module, accept: Any) -> list[dict[str, Any]]:
+        """The word of A, or its codes, for each link, by port name."""
+        if self.engine.shares_encoders:
+            words = self.entering(module, "a", 0, accept)
+            return [
+                {item.port: words[item.name, (link, *item.key)] for item in operands(self.engine)[0]}
+                for link in range(self.engine.depth)
+            ]
+        found = []
+        for link in range(self.engine.depth):
+            word = Signal(signed(self.engine.a_bits), name=f"a_entering_{link}")
+            module.d.comb += word.eq(Mux(accept, self.inputs[operand_port("a", 0, link, self.engine.step)], 0))
+            found.append({"a": word})
+        return found
