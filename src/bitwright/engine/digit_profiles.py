@@ -19,6 +19,7 @@ from bitwright.core.errors import InputError
 from bitwright.engine.serial_cycles import stream_cycles
 
 Floats = NDArray[np.float64]
+_ROW_EFFECTS = 64
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class OperandProfile:
 
     `origin` names the data. `shares` (bit weights, group + 1): share of groups with 0, 1, .. non-zero digits at a bit
     weight. `group_variance`: variance over rows of the issue cycles of a group (all its bit weights together), for
-    groups at the same place of k. `row_variance`: variance over rows of a row's mean cycles per group beyond what the
-    groups' own variance explains: rows of large values are slow in all their groups.
+    groups at the same place of k. `row_effects`: equally likely deviations of a row's mean cycles per group beyond what
+    the groups' own variance explains (rows of large values are slow in all their groups); empty when rows are alike.
     Raises InputError for shares that are not a distribution per bit weight.
     """
 
@@ -38,7 +39,7 @@ class OperandProfile:
     group: int
     shares: tuple[tuple[float, ...], ...]
     group_variance: float
-    row_variance: float = 0.0
+    row_effects: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         table = self.table
@@ -48,8 +49,8 @@ class OperandProfile:
                 f"Profile {self.origin!r}: shares of shape {table.shape} are not one distribution over 0 to "
                 f"{self.group} digits for each of {expected[0]} bit weights."
             )
-        if not (self.group_variance >= 0 and self.row_variance >= 0):
-            raise InputError(f"Profile {self.origin!r}: a variance is negative or not a number.")
+        if not self.group_variance >= 0 or not np.isfinite(self.row_effects).all():
+            raise InputError(f"Profile {self.origin!r}: a variance is negative, or a row's effect is not a number.")
 
     @property
     def table(self) -> Floats:
@@ -78,6 +79,11 @@ class OperandProfile:
         return np.asarray(np.sqrt(np.maximum(self.table @ cycles**2 - self.weight_means**2, 0.0)))
 
     @property
+    def row_variance(self) -> float:
+        """Variance of `row_effects`."""
+        return float(np.var(self.row_effects)) if self.row_effects else 0.0
+
+    @property
     def operand_deviation(self) -> float:
         """Standard deviation of issue cycles per operand, as if groups were `group` independent operands."""
         return math.sqrt(self.group_variance / self.group)
@@ -87,7 +93,7 @@ class OperandProfile:
         return {
             "origin": self.origin, "encoding": self.encoding, "bits": self.bits, "group": self.group,
             "shares": [list(row) for row in self.shares], "group_variance": self.group_variance,
-            "row_variance": self.row_variance,
+            "row_effects": list(self.row_effects),
         }  # fmt: skip
 
 
@@ -97,7 +103,7 @@ def profile_from_json(stored: Mapping[str, Any]) -> OperandProfile:
         return OperandProfile(
             str(stored["origin"]), str(stored["encoding"]), int(stored["bits"]), int(stored["group"]),
             tuple(tuple(float(share) for share in row) for row in stored["shares"]),
-            float(stored["group_variance"]), float(stored["row_variance"]),
+            float(stored["group_variance"]), tuple(float(effect) for effect in stored["row_effects"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"Not a stored operand profile: {error!r}.") from None
@@ -119,19 +125,23 @@ def measure_profile(
     rows, groups, weights = digits.shape
     counts = np.stack([np.bincount(digits[..., weight].reshape(-1), minlength=group + 1) for weight in range(weights)])
     cycles = np.maximum(digits, 1).sum(axis=2).astype(np.float64)
-    within = between = 0.0
+    within, effects = 0.0, np.zeros(0)
     if rows > 1:
         centred = cycles - cycles.mean(axis=0)  # what all rows share at a place of k delays no row more than another
         row_means = centred.mean(axis=1)
-        within = float(((centred - row_means[:, None]) ** 2).sum() / ((rows - 1) * max(groups - 1, 1)))
         total = float((row_means**2).sum() / (rows - 1))
         if groups == 1:
-            within, between = total, 0.0
+            within = total
         else:
+            within = float(((centred - row_means[:, None]) ** 2).sum() / ((rows - 1) * (groups - 1)))
             between = max(0.0, total - within / groups)
+            if between > 0:
+                count = min(rows, _ROW_EFFECTS)
+                effects = np.quantile(row_means, (np.arange(count) + 0.5) / count)
+                effects = (effects - effects.mean()) * math.sqrt(between / max(float(effects.var()), 1e-300))
     shares = counts / (rows * groups)
     return OperandProfile(
-        origin, code.name, bits, group, tuple(map(tuple, shares.tolist())), within, between
+        origin, code.name, bits, group, tuple(map(tuple, shares.tolist())), within, tuple(effects.tolist())
     )  # fmt: skip
 
 

@@ -3,8 +3,8 @@
 Same hardware as `engine.serial_cycles`. Under the profile's distribution the issue cycles of a lane in a pass are a sum
 of independent groups, so their distribution is a convolution power; lanes that join take the maximum, bit weights add
 up, columns that join take the maximum again: exact for independent digits. Real operands differ from that in how far
-columns spread (digits of one value depend on each other, whole rows are slow or fast): the spread of columns about
-their mean is scaled to the variance that the profile measured.
+columns spread: digits of one value depend on each other, so the spread about the mean is scaled to the variance that
+the profile measured; whole rows are slow or fast, so columns are drawn from a mixture over the measured row effects.
 
 Source: the synchronisation of arXiv 2503.06342; the order statistics are elementary.
 """
@@ -23,6 +23,7 @@ from bitwright.core.errors import InputError
 from bitwright.engine.digit_profiles import OperandProfile, binomial
 
 Floats = NDArray[np.float64]
+_GRID = 1024
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,16 @@ def block_cycles(profile: OperandProfile, k: int, lanes: int, columns: int) -> t
     slowest = float((1.0 - below**columns).sum())
     fastest = float((above**columns).sum())
     independent = float((profile.weight_deviations**2).sum())
-    wanted = steps**2 * profile.row_variance
-    wanted += spread * (profile.group_variance / independent) if independent else 0.0
-    scale = math.sqrt(wanted / spread) if spread > 0 else 0.0
+    scale = math.sqrt(profile.group_variance / independent) if independent else 0.0
+    slowest, fastest = mean + scale * (slowest - mean), mean + scale * (fastest - mean)
+    if profile.row_effects:
+        shifts = steps * np.asarray(profile.row_effects)
+        slowest, fastest = _extremes(below, mean, math.sqrt(max(spread, 0.0)), scale, shifts, columns)
     least, most = idle, idle * group
     return (
         idle + mean,
-        min(most, idle + mean + scale * (slowest - mean)),
-        max(least, idle + mean + scale * (fastest - mean)),
+        min(most, idle + slowest),
+        max(least, idle + fastest),
         idle + stream,
     )
 
@@ -133,6 +136,21 @@ def expected_array_cycles(
     cycles = slowest + tile_count * (passes * pass_overhead + tile_overhead)
     useful = streams * n / (row_tiles * rows)
     return ExpectedCycles(cycles, slowest, fastest, average, useful / (cycles * columns))
+
+
+def _extremes(
+    below: Floats, mean: float, deviation: float, scale: float, shifts: Floats, columns: int
+) -> tuple[float, float]:
+    """Expected maximum and minimum of `columns` draws: a cumulative distribution, stretched, shifted per row."""
+    scale = max(scale, 1e-6)
+    reach = 8 * deviation * scale + 1e-6
+    grid = np.linspace(mean - reach + shifts.min(), mean + reach + shifts.max(), _GRID)
+    at = mean + (grid - mean - shifts[:, None]) / scale
+    mixed = np.interp(at, np.arange(len(below)) + 0.5, below, left=0.0, right=1.0).mean(axis=0)
+    step = grid[1] - grid[0]
+    slowest = grid[-1] - step * float((mixed**columns)[:-1].sum())
+    fastest = grid[0] + step * float(((1 - mixed) ** columns)[:-1].sum())
+    return float(slowest), float(fastest)
 
 
 def _spectrum(shares: Floats, length: int) -> NDArray[np.complex128]:

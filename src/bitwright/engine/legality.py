@@ -40,6 +40,7 @@ def check(nest: Nest, k: int | None = None) -> None:
     """Raise IllegalTransformation naming the first rule a nest breaks; rule 6 is checked when `k` is given."""
     placed = list(placed_steps(nest.body))
     _check_definitions(nest)
+    _check_lifetimes(nest)
     for step, outside in placed:
         if step.operation not in (*_SUMS, Operation.CLEAR, Operation.SYNC):
             for name in step.inputs:
@@ -94,6 +95,21 @@ def _check_definitions(nest: Nest) -> None:
         made.update(step.outputs)
     if nest.result not in made:
         raise InputError(f"Nest {nest.name!r}: no step makes the result {nest.result!r}.")
+
+
+def _check_lifetimes(nest: Nest) -> None:
+    """A word read outside the loop that made it must exist once per iteration of that loop."""
+    made: dict[str, tuple[Loop, ...]] = {}
+    for step, outside in placed_steps(nest.body):
+        inside = {id(loop) for loop in outside}
+        for name in step.inputs:
+            for loop in made.get(name, ()):
+                lost = loop.dimension in ("K", "BW") and loop.index not in nest.words[name].per
+                if id(loop) not in inside and lost and not nest.words[name].state:
+                    raise IllegalTransformation(
+                        1, f"{name!r} is made in the loop {loop.index!r} and read outside it, but not kept per {loop.index!r}."
+                    )
+        made.update(dict.fromkeys(step.outputs, outside))
 
 
 def _check_weights(nest: Nest) -> None:

@@ -317,8 +317,8 @@ class Library:
         area = _number(group.attributes.get("area", "0"), "area", where)
         ff = next(group.named("ff"), None)
         cell = Cell(name, area, leakage * self._leakage_w, pins, _flip_flop(ff, where) if ff else None)
-        states = [child.arguments for child in group.groups if child.name in ("ff", "latch", "ff_bank", "latch_bank")]
-        _check_names(cell, {state.strip() for text in states for state in text.replace('"', "").split(",")}, where)
+        stateful = [child.arguments for child in group.groups if child.name in ("ff", "latch", "ff_bank", "latch_bank")]
+        _check_names(cell, {state.strip() for text in stateful for state in text.replace('"', "").split(",")}, where)
         return cell
 
     def _pin(self, group: Group, name: str, where: str) -> Pin:

@@ -128,8 +128,8 @@ class ProductCost:
 
     `encoded` is the operand whose digits are issued ("" on a parallel engine). `utilisation`: busy share of all slots
     of the elements (parallel: useful multiply-accumulates; serial: see `ExpectedCycles`). `sync_utilisation`: average
-    over slowest column (1 when parallel). The three column figures are in cycles. `latency_s`: the longer of computing and
-    moving `memory_bytes`.
+    over slowest column (1 when parallel). The three column figures are in cycles. `latency_s`: the longer of
+    computing and moving `memory_bytes`.
     """
 
     name: str

@@ -331,9 +331,17 @@ def hoist_encode(nest: Nest) -> Nest:
         raise IllegalTransformation(5, "more than the loop over non-zero digits stands in np; it cannot be shared.")
     else:
         remaining = replace(columns, body=rest)
-    return replace(
-        nest, body=rewrite(nest.body, lambda item: (*encoders, remaining) if item == columns else (item,))
+    # The digits now outlive the spatial loops they are made in: one for each of their iterations.
+    around = {
+        step.outputs[0]: [loop.index for loop in outside if loop.spatial] for step, outside in placed_steps(encoders)
+        if step.operation is Operation.ENCODE
+    }  # fmt: skip
+    values = tuple(
+        replace(value, per=(*(index for index in around.get(value.name, ()) if index not in value.per), *value.per))
+        for value in nest.values
     )
+    body = rewrite(nest.body, lambda item: (*encoders, remaining) if item == columns else (item,))
+    return replace(nest, body=body, values=values)
 
 
 def _encodes(loop: Loop) -> bool:

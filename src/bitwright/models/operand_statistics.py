@@ -21,7 +21,7 @@ from bitwright.core.workload import Kind, Operator
 from bitwright.engine.digit_profiles import OperandProfile, measure_profile, profile_from_json
 from bitwright.engine.network_cost import OperandStatistics
 
-_VERSION = 2
+_VERSION = 3
 _TOKENS = 256
 _SAMPLE = 256  # rows of an operand looked at
 

@@ -196,8 +196,8 @@ class _Convolutions:
         )
         out = Operand(f"{name}.attention.scores.out", (sequences, heads, tokens, depth), "int8")
         self.operators.append(attention(
-            f"{name}.attention.scores", query, key, value, out, batch=sequences, heads=heads, kv_heads=heads, queries=tokens,
-            keys=tokens, depth=depth, value_depth=depth, target="attention",
+            f"{name}.attention.scores", query, key, value, out, batch=sequences, heads=heads, kv_heads=heads,
+            queries=tokens, keys=tokens, depth=depth, value_depth=depth, target="attention",
         ))  # fmt: skip
         mixed = self.linear(f"{name}.attention.output", Operand(out.name, (rows, hidden), "int8"), hidden)
         state = self.add(f"{name}.attention_residual", state, mixed)

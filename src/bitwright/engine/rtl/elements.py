@@ -53,9 +53,7 @@ def step_body(nest: Nest) -> tuple[Statement, ...]:
 def edge_body(nest: Nest) -> tuple[Statement, ...]:
     """The encoders that stand outside the loop over columns, per step of K (for one link of a chain)."""
     body = tuple(_without(nest.loop("kt").body, "np"))
-    if len(body) == 1 and isinstance(body[0], Loop) and body[0].index == "kp" and (
-        "kp" not in nest.words["a"].per
-    ):
+    if len(body) == 1 and isinstance(body[0], Loop) and body[0].index == "kp" and nest.dataflow in ("ws", "cube"):
         return body[0].body
     return body
 
@@ -112,12 +110,15 @@ def chain_states(engine: TensorEngine) -> tuple[tuple[Value, tuple[int, ...]], .
 
 
 def positions(nest: Nest, name: str) -> list[tuple[tuple[int, ...], int]]:
-    """The elements of an operand that one position takes per step (one link of a chain), with their offsets in K."""
+    """The elements of an operand that one position takes per step (one link of a chain), with their offsets in K.
+
+    What is replicated along a chain is seen as its first link sees it.
+    """
     strides = {loop.index: loop.stride for loop in loops(nest.body) if loop.dimension == "K"}
-    per = nest.words[name].per
+    per, chained = nest.words[name].per, nest.dataflow in ("ws", "cube")
     return [
         (key, sum(at * strides.get(index, 0) for index, at in zip(per, key, strict=True)))
-        for key in product(*(range(nest.extent(index)) for index in per))
+        for key in product(*(range(1 if index == "kp" and chained else nest.extent(index)) for index in per))
     ]
 
 
@@ -259,7 +260,7 @@ class ChainElement(_Element):
             words, weight = self.held(module)
         sums = chain_states(self.engine)
         words |= {(value.name, key): self.inputs[f"{label(value.name, key)}_in"] for value, key in sums}
-        after = Arithmetic(module, self.nest, weight).build(chain_body(self.engine), words)
+        after = Arithmetic(module, self.nest, weight).build(chain_body(self.engine), words, {"kp": 0})
         for value, key in sums:
             module.d.sync += self.outputs[f"{label(value.name, key)}_out"].eq(after[value.name, key])
         return module

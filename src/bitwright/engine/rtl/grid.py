@@ -84,7 +84,7 @@ class Assembly(Component):
                 module.d.comb += word.eq(Mux(accept, port, 0))
                 words[side, key] = self.delayed(module, word, 1) if engine.shares_encoders else word
             if side == "a" and engine.shares_encoders:
-                words = Arithmetic(module, self.nest, self.held_weight).build(edge_body(self.nest), words)
+                words = Arithmetic(module, self.nest, self.held_weight).build(edge_body(self.nest), words, {"kp": 0})
             entering |= {(item.name, (*before, *item.key)): words[item.name, item.key] for item in wanted}
         return entering
 
