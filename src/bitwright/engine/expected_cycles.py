@@ -45,7 +45,7 @@ class ExpectedCycles:
     @property
     def sync_utilisation(self) -> float:
         """Share of synchronised cycles in which the average column issues."""
-        return self.average_column / self.slowest_column
+        return min(1.0, self.average_column / self.slowest_column)
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ drives them, outside.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,6 +77,21 @@ def vectorless_power(
     return _power(netlist, np.full(netlist.net_count, activity), period_s, timing, "vectorless")
 
 
+def energy_by_part(
+    netlist: Netlist, toggles: NDArray[np.int64], cycles: int, parts: Mapping[str, str], timing: TimingReport
+) -> dict[str, float]:
+    """Dynamic energy per cycle (J) by part: instances whose name starts with `<box>/` belong to `parts[box]`, the rest
+    to "". Otherwise as `activity_power`.
+    """
+    found: dict[str, float] = {}
+    rate = toggles / cycles
+    for group, _, energy in _instance_energies(netlist, rate, timing):
+        for name, value in zip(group.names, energy.tolist(), strict=True):
+            part = parts.get(name.partition("/")[0], "") if "/" in name else ""
+            found[part] = found.get(part, 0.0) + value
+    return found
+
+
 def _power(
     netlist: Netlist,
     rate: FloatArray,
@@ -85,16 +101,23 @@ def _power(
 ) -> PowerReport:
     if not period_s > 0:
         raise InputError(f"The clock period is {period_s:g} s; it must be positive.")
-    timing = timing or analyse_timing(netlist)
+    groups = {"combinational": 0.0, "sequential": 0.0, "clock": 0.0}
+    for _, kind, energy in _instance_energies(netlist, rate, timing or analyse_timing(netlist)):
+        groups[kind] += float(energy.sum())
+    leakage_w = sum(netlist.library.cell(group.cell).leakage_w * len(group.names) for group in netlist.groups)
+    return PowerReport(groups["combinational"], groups["sequential"], groups["clock"], leakage_w, period_s, activity)
+
+
+def _instance_energies(
+    netlist: Netlist, rate: FloatArray, timing: TimingReport
+) -> Iterator[tuple[CellGroup, str, FloatArray]]:
+    """Dynamic energy per cycle of every instance of a group, (instances,), by kind: combinational, sequential, clock."""
     transitions = timing.net_transitions_s.max(0)
     voltage = netlist.library.voltage_v
-    groups = {"combinational": 0.0, "sequential": 0.0}
-    clock_j = leakage_w = 0.0
     for group in netlist.groups:
         cell = netlist.library.cell(group.cell)
-        leakage_w += cell.leakage_w * len(group.names)
         clock = clock_pin(cell) if cell.flip_flop else None
-        kind = "sequential" if cell.flip_flop else "combinational"
+        switched, clocked = np.zeros(len(group.names)), np.zeros(len(group.names))
         for pin in cell.pins.values():
             if pin.direction not in ("input", "output"):
                 continue
@@ -103,14 +126,16 @@ def _power(
             nets = nets[rows]
             if pin.name == clock:  # two edges of the ideal clock in every cycle
                 own = _energy_j(pin.energy, group, rows, transitions, np.zeros(nets.size), nets)
-                clock_j += float((2 * own + pin.capacitance_f * voltage**2).sum())
+                clocked[rows] += 2 * own + pin.capacitance_f * voltage**2
                 continue
             loads = timing.net_loads_f[nets] if pin.direction == "output" else np.zeros(nets.size)
             energy = _energy_j(pin.energy, group, rows, transitions, loads, nets)
             if pin.direction == "output":
                 energy = energy + 0.5 * loads * voltage**2
-            groups[kind] += float((rate[nets] * energy).sum())
-    return PowerReport(groups["combinational"], groups["sequential"], clock_j, leakage_w, period_s, activity)
+            switched[rows] += rate[nets] * energy
+        yield group, "sequential" if cell.flip_flop else "combinational", switched
+        if clock:
+            yield group, "clock", clocked
 
 
 def _energy_j(

@@ -2,7 +2,7 @@
 
 Published: element areas 81.27 um2 (OPT4C) and 246 um2 (multiply-accumulate); one OPT4E group stands against one MAC.
 Their clocks are published as throughputs: with four non-zero digits in every operand an OPT4C element does half the
-work of a MAC, with one twice the work, so its clock is twice that of the MAC, which runs at 1 GHz here (ratios do not see it).
+work of a MAC, with one twice the work, so its clock is twice that of the MAC, which runs at 1 GHz here.
 Encoders and adders have no published area at this node and are not charged: ratios are upper bounds in that respect.
 """
 

@@ -112,7 +112,7 @@ def _grid(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Seq
     engine = record.engine
     rows, columns, step = engine.rows, engine.columns, engine.step
     hops = engine.dataflow == "os"
-    later = int(engine.passes > 1)
+    several = engine.passes > 1
     start = total = 0
     record.quiet |= {"valid": 0, "last": 0, "ready": 1}
     for number, (a, b) in enumerate(products):
@@ -125,7 +125,7 @@ def _grid(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Seq
                     for count, cycle in enumerate(at.tolist()):
                         record.drive("valid", cycle, 1)
                         record.drive("last", cycle, int(count == len(at) - 1))
-                        if later:
+                        if several:
                             record.drive("weight", cycle, index)
                         for offset in range(step):
                             k = count * step + offset
@@ -138,7 +138,7 @@ def _grid(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Seq
                         record.expect("ready", cycle, 0)
                         for port in ("valid", "last"):  # what is offered while not ready is ignored
                             record.drive(port, cycle, record.rng.integers(0, 2))
-                    first = final + (rows if hops else 1) + engine.latency + 2 + later
+                    first = final + (rows if hops else 1) + engine.latency + 1 + sum(engine.output_cycles)
                     for column in range(columns):
                         for row in range(rows):
                             cycle = first + row + (column if hops else 0)
@@ -146,8 +146,8 @@ def _grid(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Seq
                             record.expect(f"result_{column}", cycle, sums[index][place])
                             valid = record.seen["result_valid"].get(cycle, 0)
                             record.expect("result_valid", cycle, valid | 1 << column)
-                            if later:
-                                record.drive(f"partial_{column}", cycle - 1, sums[index - 1][place] if index else 0)
+                            if several:
+                                record.drive(f"partial_{column}", cycle - engine.output_cycles[1], sums[index - 1][place] if index else 0)
                     ending = first + rows - 1 + (columns - 1 if hops else 0)
                     record.expect("done", ending, 1)
                     start, total = final + 1 + rows, total + len(at)
@@ -182,7 +182,7 @@ def _weight_stationary(record: _Recorder, products: Sequence[Product]) -> tuple[
                         record.drive(operand_port("a", 0, link, engine.step), cycle, left[row, block + link])
                     for column in range(columns):
                         record.drive(f"partial_{column}", cycle + 1 + engine.latency + column, before[row, column])
-                        shown = cycle + depth + 2 + engine.latency + column
+                        shown = cycle + depth + 1 + sum(engine.output_cycles) + engine.latency + column
                         record.expect(f"result_{column}", shown, after[row, column])
                         record.expect("result_valid", shown, record.seen["result_valid"].get(shown, 0) | 1 << column)
                 load, free, before = first + depth, int(at[-1]) + 1, after
@@ -249,9 +249,9 @@ def _serial_column(
             ends.append(cycle)
         end = max(ends)
         for element in range(size):
-            shown = end + 5 + registers + size - 1 - element
+            shown = end + 3 + sum(engine.output_cycles) + registers + size - 1 - element
             record.expect(f"result_{column}", shown, sums[index][element])
             record.expect("result_valid", shown, record.seen["result_valid"].get(shown, 0) | 1 << column)
-            record.drive(f"partial_{column}", shown - 1, sums[index - 1][element] if index else 0)
+            record.drive(f"partial_{column}", shown - engine.output_cycles[1], sums[index - 1][element] if index else 0)
         start = end + size
     return end

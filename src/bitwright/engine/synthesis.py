@@ -27,6 +27,7 @@ from bitwright.engine.yosys import YosysJob, run_yosys, run_yosys_jobs, yosys_ve
 Objective = Literal["area_delay", "area", "delay"]
 _RECIPE_VERSION = 2
 _TARGET_PS = 100
+_SLACK = 0.8  # share of the period for parts whose paths start in another part's register
 _PREPARE = """hierarchy -check -top {top}
 proc
 flatten
@@ -139,8 +140,11 @@ def synthesise(
     boxes: Sequence[str] = (),
     parallel: int | None = None,
     timeout_s: float = 600,
+    within_s: float | None = None,
 ) -> GateReport:
     """Map the module `top` of `source` (Verilog, or RTLIL text) to `library`; modules named in `boxes` stay boxes.
+
+    With `within_s`, the smallest mapping whose period does not exceed it is kept, the fastest when none is that fast.
 
     The result is cached by content. Raises InputError for an unusable library or objective, ToolError when Yosys fails
     or runs out of time, BitwrightError naming a cell that could not be mapped.
@@ -151,9 +155,11 @@ def synthesise(
         "source": source.encode(), "top": top, "library": library.digest, "objective": objective,
         "boxes": sorted(boxes), "recipe": _RECIPE_VERSION, "scripts": SCRIPTS, "yosys": yosys_version(),
     }  # fmt: skip
+    if within_s is not None:
+        inputs["within_ps"] = round(within_s * 1e12)
 
     def compute() -> dict[str, Any]:
-        return _synthesise(source, top, library, objective, tuple(boxes), parallel, timeout_s).to_json()
+        return _synthesise(source, top, library, objective, tuple(boxes), parallel, timeout_s, within_s).to_json()
 
     return GateReport.from_json(cache.get_or_compute("synthesis", inputs, compute))
 
@@ -168,7 +174,7 @@ class _Mapped:
 
 def _synthesise(
     source: str, top: str, library: Library, objective: Objective, boxes: tuple[str, ...], parallel: int | None,
-    timeout_s: float,
+    timeout_s: float, within_s: float | None,
 ) -> GateReport:  # fmt: skip
     cells = library.mapping_text
     parallel = parallel or min(4, len(os.sched_getaffinity(0)))
@@ -192,7 +198,11 @@ def _synthesise(
             return found
 
         results = attempt([(name, _TARGET_PS) for name in SCRIPTS])
-    best = min(results, key=lambda mapped: _cost(mapped, objective))
+    fitting = [mapped for mapped in results if within_s is not None and _period(mapped) <= within_s]
+    if fitting:
+        best = min(fitting, key=lambda mapped: _cost(mapped, "area"))
+    else:
+        best = min(results, key=lambda mapped: _cost(mapped, objective if within_s is None else "delay"))
     flops = {group.cell for group in best.netlist.flip_flops}
     areas = {cell: count * library.cell(cell).area_um2 for cell, count in best.netlist.cells.items()}
     leakage = sum(count * library.cell(cell).leakage_w for cell, count in best.netlist.cells.items())
@@ -278,6 +288,9 @@ def synthesise_array(
 ) -> ArrayReport:
     """Synthesise each module of `parts` once and the rest of `top` around them as boxes, so size costs little.
 
+    The first part is mapped for the objective; for "area_delay" the others, which are few, are as small as its period
+    allows, a fifth of it left for the register before them.
+
     `source` is Verilog whose parts instantiate no other module. Each is mapped from its own text alone: Yosys numbers
     cells over the whole input and ABC's result follows the numbers, so that the same element would otherwise come out
     some percent different in every array, and could not be shared between them in the cache.
@@ -288,8 +301,13 @@ def synthesise_array(
     for part in parts:
         if part not in modules:
             raise InputError(f"The source has no module {part!r}; it has {', '.join(modules) or 'none'}.")
-    reports = {part: synthesise(modules[part] + "\n", part, library, objective) for part in parts}
-    glue = synthesise(source, top, library, objective, boxes=parts)
+    first = parts[0]
+    reports = {first: synthesise(modules[first] + "\n", first, library, objective)}
+    period = reports[first].period_s
+    within = _SLACK * period if period and objective == "area_delay" else None
+    for part in parts[1:]:
+        reports[part] = synthesise(modules[part] + "\n", part, library, objective, within_s=within)
+    glue = synthesise(source, top, library, objective, boxes=parts, within_s=within)
     outer = glue.netlist(library)
     instances = {part: sum(box.module == part for box in outer.boxes) for part in parts}
     for part, count in instances.items():

@@ -4,11 +4,12 @@ Two conventions count cycles of C (m, n) = A (m, k) @ B (k, n); R rows, C column
 
 overlapped drain (ours): exactly what our RTL takes, from the cycle the first operands stand at the ports through the
 cycle the last result does. S = ceil(k / K positions per step) steps, P passes (one per bit weight when that loop is
-temporal, else 1), L the registers between ports and state (hoisted encoders, pipeline stages, the chain of a cube).
-    os: P * tiles * (S + R) + R + C + L. A pass occupies the first row for S steps and R drain steps, the skewed fill of
+temporal, else 1), L the registers between ports and state (hoisted encoders, pipeline stages, the chain of a cube), O the
+cycles of the output stage.
+    os: P * tiles * (S + R) + R + C - 1 + L + O. A pass occupies the first row for S steps and R drain steps, the skewed fill of
         the next overlaps the drain; tiles = ceil(m/R) * ceil(n/C).
-    matrix2d, cube, tree: P * tiles * (S + R) + 2 + L. No skew: operands are broadcast (tree: R = 1).
-    ws: (P * tiles - 1) * max(m, 2 D) + m + 2 D + C + 1 + L; tiles = ceil(k/D) * ceil(n/C). The weights of the next tile load through a
+    matrix2d, cube, tree: P * tiles * (S + R) + 1 + L + O. No skew: operands are broadcast (tree: R = 1).
+    ws: (P * tiles - 1) * max(m, 2 D) + m + 2 D + C + L + O; tiles = ceil(k/D) * ceil(n/C). The weights of the next tile load through a
         second register once the last row has begun the current tile.
     serial engines: as many as the digits of A need, see `engine.serial_cycles`.
 scale-sim (SCALE-Sim v3, `Total Cycles` without stalls and prefetch, counted from cycle 0 to the last one):
@@ -32,6 +33,7 @@ from bitwright.engine.legality import stages
 from bitwright.engine.nest import DATAFLOWS, Loop, Nest, Operation, loops, placed_steps, steps
 from bitwright.engine.transformations import apply
 
+ADDER_BITS = 11  # of the carry-propagate additions outside the array that are done in one cycle
 Convention = Literal["overlapped-drain", "scale-sim"]
 
 
@@ -124,6 +126,21 @@ class TensorEngine:
         return stages(self.nest) + links + self.shares_encoders
 
     @property
+    def output_cycles(self) -> tuple[int, int]:
+        """Cycles of the output stage: for the result of a pass, and (several passes) for adding it to those before.
+
+        Carry-propagate additions there take one cycle per `ADDER_BITS` bits, so that they do not decide the clock.
+        """
+        inside = {id(loop) for loop in loops(self.nest.loop("kt").body)}
+        after = [
+            step for step, outside in placed_steps(self.nest.body)
+            if any(loop.index == "np" and id(loop) not in inside for loop in outside)
+        ]  # fmt: skip
+        added = [step for step in after if step.operation in (Operation.ADD, Operation.UNBIAS)]
+        first = -(-self.nest.words[added[0].outputs[0]].bits // ADDER_BITS) if added else int(self.passes == 1)
+        return first, -(-self.accumulator_bits // ADDER_BITS) if self.passes > 1 else 0
+
+    @property
     def macs_per_cycle(self) -> float:
         """Multiply-accumulates of all positions per cycle, when every position works on a dense operand."""
         positions = self.rows * self.columns * self.step
@@ -152,12 +169,11 @@ def cycles(
         total = tiles * (load + streamed + side + columns - 2) - 1
     elif engine.dataflow == "ws":
         before = (engine.passes * tiles - 1) * np.maximum(streamed, 2 * depth)
-        total = before + streamed + 2 * depth + columns + 1 + engine.latency
+        total = before + streamed + 2 * depth + columns + engine.latency + sum(engine.output_cycles)
     else:
         steps = -(-k // engine.step)
         skew = rows + columns if engine.dataflow == "os" else 2
-        later = engine.passes > 1  # the sum and its shift are separate stages
-        total = engine.passes * tiles * (steps + rows) + skew + engine.latency + later
+        total = engine.passes * tiles * (steps + rows) + skew - 1 + engine.latency + sum(engine.output_cycles)
     return np.asarray(total, dtype=np.int64)
 
 

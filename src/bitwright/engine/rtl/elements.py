@@ -11,18 +11,18 @@ operands: it takes the running sums of the chain's end instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 
 from bitwright.core.errors import InputError
 from bitwright.engine.encoder_hardware import code_bits
-from bitwright.engine.nest import REDUCTIONS, Loop, Nest, Operation, Statement, Value, Words, loops, steps
+from bitwright.engine.nest import REDUCTIONS, Loop, Nest, Operation, Primitive, Statement, Value, Words, loops, steps
 from bitwright.engine.rtl.arithmetic import Arithmetic, Component, label, shape
-from bitwright.engine.tensor_engine import TensorEngine
+from bitwright.engine.tensor_engine import ADDER_BITS, TensorEngine
 from bitwright.engine.widths import state_values
 
 PE, CHAIN_ELEMENT, OUTPUT_STAGE = "pe", "chain_element", "output_stage"
@@ -285,8 +285,8 @@ class ChainElement(_Element):
 
 
 class OutputStage(Component):
-    """The module `output_stage`: inputs are the states, `bias` and `weight` where the nest needs them, `partial` (the
-    result so far) with several passes; `result` is one cycle later, two with several passes."""
+    """The module `output_stage`: inputs are the states, `bias` and `weight` where the nest needs them, and with several
+    passes `partial`, the result so far, needed `output_cycles[1]` cycles before the new `result`."""
 
     name = OUTPUT_STAGE
 
@@ -296,33 +296,84 @@ class OutputStage(Component):
         self.body = after_body(self.nest)
         for state in states(engine):
             self.add_input(state.name, shape(state))
-        operations = {step.operation for step in steps(self.body)}
-        if Operation.UNBIAS in operations:
+        if any(step.operation is Operation.UNBIAS for step in steps(self.body)):
             self.add_input("bias", unsigned(bias_bits(engine)))
         if engine.passes > 1:
             self.add_input("weight", unsigned(weight_bits(engine)))
             self.add_input("partial", signed(engine.accumulator_bits))
-        self.add_output("result", signed(engine.accumulator_bits), reset_less=True)
+        self.add_output("result", signed(engine.accumulator_bits))
 
     def elaborate(self) -> Module:
-        """What follows the last step of K, registered."""
+        """What follows the last step of K: additions, some bits per cycle, the shift between them."""
         module = Module()
         words: Words = {(state.name, ()): self.inputs[state.name] for state in states(self.engine)}
-        body, weight = self.body, self.inputs.get("weight")
+        arithmetic = _OutputArithmetic(module, self.nest, self.inputs.get("weight"), self.inputs.get("bias"))
         if self.engine.passes > 1:
-            shifted = next(at for at, step in enumerate(body) if step.operation is Operation.SHIFT)  # type: ignore[union-attr]
-            first = Arithmetic(module, self.nest, weight, self.inputs.get("bias"))
-            words = first.build(body[:shifted], words)
-            name = body[shifted].inputs[0]  # type: ignore[union-attr]
-            late = register_like(words[name, ()], f"{name}_held")
-            module.d.sync += late.eq(words[name, ()])
-            held = register_like(weight, "weight_held")
-            module.d.sync += held.eq(weight)
-            words = {(name, ()): late, (self.nest.result, ()): self.inputs["partial"]}
-            body, weight = body[shifted:], held
-        after = Arithmetic(module, self.nest, weight, self.inputs.get("bias")).build(body, words)
-        module.d.sync += self.outputs["result"].eq(after[self.nest.result, ()])
+            words[self.nest.result, ()] = self.inputs["partial"]
+        result = arithmetic.build(self.body, words)[self.nest.result, ()]
+        if not self.body:
+            late = register_like(result, "result_held")
+            module.d.sync += late.eq(result)
+            result = late
+        module.d.comb += self.outputs["result"].eq(result)
         return module
+
+
+class _OutputArithmetic(Arithmetic):
+    """Additions in steps of `ADDER_BITS`, one per cycle; the weight keeps up with the sum it belongs to."""
+
+    def _staged(self, words: Sequence[Any], carry: int, value: Value) -> Any:
+        """The sum of two words and a carry, one slice of bits per cycle, registered."""
+        slices = range(0, value.bits, ADDER_BITS)
+        found: list[Any] = []
+        for at, low in enumerate(slices):
+            high = min(low + ADDER_BITS, value.bits)
+            x, y = (self._late(Cat(_extended(word, value.bits)[low:high]), at) for word in words)
+            total = Signal(high - low + 1, name=self._name("slice"), reset_less=True)
+            self.module.d.sync += total.eq(x + y + carry)
+            carry = total[high - low]
+            found.append(self._late(total[: high - low], len(slices) - 1 - at))
+        if self.weight is not None:
+            self.weight = self._late(self.weight, len(slices))
+        return self._word(value.name, shape(value), _signed_as(Cat(*found), value))
+
+    def _late(self, word: Any, cycles: int) -> Any:
+        for _ in range(cycles):
+            late = Signal(len(word), name=self._name("late"), reset_less=True)
+            self.module.d.sync += late.eq(word)
+            word = late
+        return word
+
+    def _add(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
+        # The bias of a sum is taken off with the same addition, not by the unbias that follows.
+        if self.bias is not None:
+            words = self.full_adders((*words, (~self.bias)[: out[0].bits]), out[0].bits)
+            return [self._staged(words, 1, out[0])]
+        return [self._staged(words, 0, out[0])]
+
+    def _accumulate(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
+        return [self._staged(words, 0, out[0])]
+
+    def _unbias(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
+        if any(step.operation is Operation.ADD for step in steps(after_body(self.nest))):
+            return [self._output(out[0], words[0])]
+        return [self._staged((words[0], ~self.bias), 1, out[0])]
+
+    def primitives(self) -> Mapping[Operation, Primitive]:
+        return {**super().primitives(), Operation.ACCUMULATE: self._accumulate}
+
+
+def _extended(word: Any, bits: int) -> Any:
+    """A word read at another width."""
+    return word[:bits] if len(word) >= bits else Cat(word, *([_sign(word)] * (bits - len(word))))
+
+
+def _sign(word: Any) -> Any:
+    return word[-1] if word.shape().signed else 0
+
+
+def _signed_as(word: Any, value: Value) -> Any:
+    return word.as_signed() if value.signed else word
 
 
 def bias_bits(engine: TensorEngine) -> int:

@@ -5,7 +5,7 @@ when an element takes several: `a_<row>_<k>`), with several passes `weight` and 
 `result_<column>`, `result_valid` (one bit per column), `done`. While `ready`, a cycle with `valid` takes one step of K;
 `last` marks the final one of a pass, after which `ready` falls for `rows` cycles. Column j then presents its results
 from the last row to the first; `done` is 1 with the last one. `weight` is the bit weight of the pass; with several
-passes column j expects in `partial_<j>`, one cycle before the result, the sum of the passes before.
+passes column j expects in `partial_<j>`, `output_cycles[1]` cycles before the result, the sum of the passes before.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Grid(Assembly):
         self, module: Module, south: Sequence[Mapping[str, Any]], drain: Any, weight: Any
     ) -> None:  # fmt: skip
         engine = self.engine
-        later = engine.passes > 1
+        later = sum(engine.output_cycles) - 1
         bias = self._bias(module, drain)
         leaving = self.leaving
         here: Any = None
@@ -230,8 +230,8 @@ class Grid(Assembly):
                 here = Signal(name=f"leaving_column_{column}")  # in step with the drain signal of the last element
                 module.d.sync += here.eq(before)
                 leaving = here
-                if later:
-                    here = self.delayed(module, here, 1, f"summed_column_{column}")
+                before = self.delayed(module, before, later, f"before_column_{column}")
+                here = self.delayed(module, here, later, f"shown_column_{column}")
                 if column and bias is not None:
                     bias = self.delayed(module, bias, 1, f"bias_{column}")
                 if column and weight is not None:
@@ -240,13 +240,12 @@ class Grid(Assembly):
             inputs: dict[str, Any] = dict(words)
             if "bias" in stage.inputs:
                 inputs["bias"] = bias
-            if later:
+            if engine.passes > 1:
                 inputs |= {"weight": weight, "partial": self.inputs[f"partial_{column}"]}
             out = self.place(module, f"output_{column}", stage, inputs)
             module.d.comb += self.outputs[f"result_{column}"].eq(out["result"])
             module.d.sync += self.outputs["result_valid"][column].eq(here)
-        following = leaving if later else before
-        module.d.sync += self.outputs["done"].eq(here & ~following)
+        module.d.sync += self.outputs["done"].eq(here & ~before)
 
     def _bias(self, module: Module, drain: Any) -> Any:
         """What the state that leaves column 0 holds besides its sum, from the steps it has made since it was drained."""

@@ -6,7 +6,7 @@ place in the group of the digit that is issued in this cycle, for which `b_<j>_<
 n one cycle later. `weight_<j>` is the bit weight of the groups, `block_<j>` is 1 with the groups of the last pass of a
 block of K. A pass ends with its `last` groups; the column then drains for as many cycles as it has elements (from the
 last element to the first): `result_<j>`, valid with bit j of `result_valid`, takes the sum of the passes before from
-`partial_<j>` one cycle earlier. After the last pass of a block all columns wait for each other (`synchronised`).
+`partial_<j>` `output_cycles[1]` cycles earlier. After the last pass of a block all columns wait for each other (`synchronised`).
 
 A group takes max(1, non-zero digits) cycles; a digit reaches the state three cycles after its group was accepted.
 """
@@ -327,7 +327,7 @@ class SerialColumns(Assembly):
         out = self.place(module, f"output_{column}", stage, given)
         here = Signal(name=f"leaving_column_{column}")
         module.d.sync += here.eq(leaving)
-        summed = self.delayed(module, here, 1, f"summed_{column}")
+        summed = self.delayed(module, here, sum(engine.output_cycles) - 1, f"summed_{column}")
         module.d.comb += self.outputs[f"result_{column}"].eq(out["result"])
         module.d.sync += self.outputs["result_valid"][column].eq(summed)
         return at_barrier | (done & in_block), at_barrier

@@ -1,0 +1,267 @@
+"""What an engine costs in gates: area by part and by component, clock, and energy per multiply-accumulate.
+
+Its parts (processing element, chain link, digit stream, output stage) are mapped once each and counted as often as the
+engine has them. Clock and energy come from a small engine of the same parts, joined to one netlist: static timing, and
+gate-level activity of real operands over 64 streams. The registers that skew operands around the parts are either
+mapped too (`synthesise_engine`) or counted (`engine_gates`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache as memory
+from typing import Any
+
+import numpy as np
+
+from bitwright.core import cache
+from bitwright.core.errors import BitwrightError, InputError
+from bitwright.core.quantity import Evidence
+from bitwright.engine.evaluate import Integers
+from bitwright.engine.gate_simulation import simulate
+from bitwright.engine.liberty import Library
+from bitwright.engine.power import activity_power, energy_by_part
+from bitwright.engine.rtl import TOP, generate, parts, top, verilog
+from bitwright.engine.rtl.arithmetic import rtlil_text
+from bitwright.engine.stimulus import stimulus
+from bitwright.engine.synthesis import ArrayReport, Objective, synthesise_array
+from bitwright.engine.tensor_engine import TensorEngine
+from bitwright.engine.timing import analyse_timing
+from bitwright.engine.waveforms import Waveforms
+
+_VERSION = 1
+_STREAMS = 64
+_SAMPLE_K = 64
+
+
+@dataclass(frozen=True)
+class EngineGates:
+    """Gates of one engine in one library. Areas in um2 by part, energies per cycle (J) by part while it works.
+
+    `period_s` is the static timing of the small engine. `cycles_per_step`: cycles of the sample per useful step of K
+    and pass, for serial engines the issue cycles per digit group. `evidence` of area: parts synthesised, skew counted.
+    """
+
+    library: str
+    instances: Mapping[str, int]
+    part_area_um2: Mapping[str, float]
+    part_energy_j: Mapping[str, float]
+    skew_area_um2: float
+    skew_energy_j: float
+    period_s: float
+    leakage_w: float
+    macs_per_cycle: float
+    recipe: str
+    evidence: Evidence = Evidence.SYNTHESISED
+
+    @property
+    def area_um2(self) -> float:
+        """Cell area of the whole engine."""
+        return self.skew_area_um2 + sum(self.instances[name] * area for name, area in self.part_area_um2.items())
+
+    @property
+    def energy_j_per_cycle(self) -> float:
+        """Dynamic energy of the whole engine per cycle."""
+        return self.skew_energy_j + sum(self.instances[name] * joule for name, joule in self.part_energy_j.items())
+
+    @property
+    def energy_j_per_mac(self) -> float:
+        """Dynamic energy and leakage per useful multiply-accumulate of the sample."""
+        return (self.energy_j_per_cycle + self.leakage_w * self.period_s) / self.macs_per_cycle
+
+    @property
+    def macs_per_second(self) -> float:
+        """Useful multiply-accumulates per second on the sample."""
+        return self.macs_per_cycle / self.period_s
+
+    @property
+    def area_efficiency(self) -> float:
+        """Multiply-accumulates per second and um2."""
+        return self.macs_per_second / self.area_um2
+
+
+def part_names(engine: TensorEngine) -> tuple[str, ...]:
+    """Names of the engine's modules, the one that decides the clock first."""
+    names = [part.name for part in parts(engine)]
+    return tuple(sorted(names, key=lambda name: ("chain_element", "pe", "digit_stream", "output_stage").index(name)))
+
+
+def synthesise_engine(engine: TensorEngine, library: Library, objective: Objective = "area_delay") -> ArrayReport:
+    """Map the whole engine, its skew registers and control included. Raises as `synthesis.synthesise_array`."""
+    return synthesise_array(generate(engine), TOP, library, part_names(engine), objective)
+
+
+def small_engine(engine: TensorEngine) -> TensorEngine:
+    """An engine of the same parts with at most two rows and columns."""
+    return replace(engine, rows=min(engine.rows, 2), columns=min(engine.columns, 2))
+
+
+def part_counts(engine: TensorEngine) -> dict[str, int]:
+    """How often the engine has each of its modules."""
+    positions = engine.rows * engine.columns
+    lanes = engine.nest.extent("lane")
+    counts = {
+        "pe": positions, "chain_element": positions * engine.depth, "digit_stream": engine.rows * lanes,
+        "output_stage": engine.rows if engine.serial else engine.columns,
+    }  # fmt: skip
+    return {name: counts[name] for name in part_names(engine)}
+
+
+def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0) -> list[tuple[Integers, Integers]]:
+    """One product per stream, normal data with the largest of 2^20 samples at the end of the range (sigma/range 1/5)."""
+    rng = np.random.default_rng(seed)
+    m = engine.rows if engine.dataflow not in ("ws", "tree") else 8
+    k = max(_SAMPLE_K, 4 * engine.step) if engine.dataflow != "ws" else engine.depth
+
+    def draw(shape: tuple[int, int], bits: int) -> Integers:
+        top_value = (1 << (bits - 1)) - 1
+        values = np.rint(rng.normal(0, top_value / 4.9, shape))
+        return np.clip(values, -top_value - 1, top_value).astype(np.int64)
+
+    return [(draw((m, k), engine.a_bits), draw((k, engine.columns), engine.b_bits)) for _ in range(streams)]
+
+
+def engine_gates(
+    engine: TensorEngine, library: Library, objective: Objective = "area_delay",
+    products: Sequence[tuple[Integers, Integers]] | None = None,
+) -> EngineGates:  # fmt: skip
+    """Area, clock and energy of an engine; expensive parts come from the cache.
+
+    `products` drive the gates: operands (m, k), (k, n) of a small engine (`small_engine`), one product per stream, all
+    of one shape; the default is `normal_products`. Raises InputError for engines without hardware and unusable
+    libraries, BitwrightError when the netlist disagrees with the exact evaluation.
+    """
+    sample = small_engine(engine)
+    report = synthesise_engine(sample, library, objective)
+    given = products or normal_products(sample)
+    digest = [np.ascontiguousarray(matrix).tobytes() for pair in given for matrix in pair]
+    netlists = [report.glue.netlist_json.encode(), *(part.netlist_json.encode() for part in report.parts.values())]
+    inputs = {"version": _VERSION, "netlists": netlists, "library": library.digest, "operands": digest,
+              "engine": repr(sample)}  # fmt: skip
+
+    def compute() -> dict[str, Any]:
+        return asdict(_measure(sample, report, library, given))
+
+    measured = _Measured(**cache.get_or_compute("engine-activity", inputs, compute))
+    instances = part_counts(engine)
+    registers, sample_registers = skew_registers(engine), max(1, skew_registers(sample))
+    ratio = registers / sample_registers
+    glue = report.glue.area_um2 * ratio
+    leakage = report.glue.leakage_w * ratio + sum(
+        count * report.parts[name].leakage_w for name, count in instances.items()
+    )
+    scale = (engine.rows * engine.columns) / (sample.rows * sample.columns)
+    return EngineGates(
+        library.name, instances, {name: report.parts[name].area_um2 for name in instances},
+        {name: measured.energy_j[name] for name in instances}, glue, measured.energy_j[""] * ratio,
+        report.period_s, leakage, measured.macs_per_cycle * scale, report.parts[part_names(engine)[0]].recipe,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Measured:
+    energy_j: Mapping[str, float]  # per instance of a part and cycle; "": everything around the parts
+    macs_per_cycle: float
+
+
+def _measure(
+    engine: TensorEngine, report: ArrayReport, library: Library, products: Sequence[tuple[Integers, Integers]]
+) -> _Measured:
+    """Simulate the netlist of a small engine, one product per stream; every output is compared."""
+    netlist = report.netlist(library)
+    rng = np.random.default_rng(0)
+    # Enough tiles that filling and draining weigh as little as in long work: each product four times over.
+    waves = [stimulus(engine, [pair] * 4, rng) for pair in products]
+    waveforms = [wave.waveforms for wave in waves]
+    length = max(wave.cycles for wave in waveforms)
+    before = waveforms[0].reset_cycles
+    inputs = {
+        name: np.stack([np.pad(_quiet(wave, name), (before, length - wave.cycles)) for wave in waveforms], 1)
+        for name in waveforms[0].inputs
+    }
+    inputs["rst"] = np.repeat([1, 0], [before, length])[:, None].repeat(len(waves), 1)
+    simulation = simulate(netlist, inputs)
+    for stream, wave in enumerate(waveforms):
+        for name, expected in wave.expected.items():
+            bits = wave.widths[name]
+            seen = simulation.outputs[name][before : before + wave.cycles, stream]
+            care = wave.care.get(name, np.ones(wave.cycles, bool))
+            wrong = care & ((seen ^ expected.astype(np.uint64)) & np.uint64((1 << bits) - 1)).astype(bool)
+            if wrong.any():
+                raise BitwrightError(
+                    f"The netlist of {engine.nest.name} ({engine.dataflow}) shows a wrong {name} in cycle "
+                    f"{int(np.flatnonzero(wrong)[0])}: synthesis or simulation is at fault; its figures cannot be trusted."
+                )
+    timing = analyse_timing(netlist)
+    boxes = {box.name: box.module for box in report.glue.netlist(library).boxes}
+    energy = energy_by_part(netlist, simulation.toggles, simulation.intervals, boxes, timing)
+    counts = part_counts(engine)
+    per_part = {name: energy.get(name, 0.0) / count for name, count in counts.items()} | {"": energy.get("", 0.0)}
+    macs = sum(4 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in products)
+    return _Measured(per_part, macs / (sum(wave.cycles for wave in waves)))
+
+
+def _quiet(wave: Waveforms, name: str) -> Integers:
+    return np.asarray(wave.inputs[name])
+
+
+def skew_registers(engine: TensorEngine) -> int:
+    """Register bits around the parts: operand skew, shared encoders' registers, control.
+
+    Their number is a polynomial of second degree in rows and columns, known from six small engines.
+    """
+    form = replace(engine, rows=1, columns=1)
+    if engine.dataflow in ("ws", "tree"):
+        sizes = [(1, 1), (1, 2), (1, 3)]
+        basis = lambda r, c: [1, c, c * c]  # noqa: E731
+    else:
+        sizes = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3)]
+        basis = lambda r, c: [1, r, c, r * c, r * r, c * c]  # noqa: E731
+    counts = [_register_bits(replace(form, rows=r + 2 * (len(sizes) > 3), columns=c + 2)) for r, c in sizes]
+    matrix = [basis(r + 2 * (len(sizes) > 3), c + 2) for r, c in sizes]
+    solution = np.linalg.solve(np.array(matrix, float), np.array(counts, float))
+    return round(float(np.dot(basis(engine.rows, engine.columns), solution)))
+
+
+@memory
+def _register_bits(engine: TensorEngine) -> int:
+    """Register bits of the top module without its parts."""
+    text = rtlil_text(top(engine, instances=True), resettable=True)
+    widths: dict[str, int] = {}
+    total, clocked = 0, False
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["wire"]:
+            widths[words[-1]] = int(words[words.index("width") + 1]) if "width" in words else 1
+        elif words[:1] == ["sync"]:
+            clocked = words[1] == "posedge"
+        elif words[:1] == ["update"] and clocked:
+            total += widths[words[1]]
+        elif words[:1] == ["cell"] and words[1] in ("$dff", "$sdff"):
+            clocked = False
+        elif words[:2] == ["parameter", "\\WIDTH"]:
+            pass
+    return total
+
+
+COMPONENTS = ("encoder", "partial products", "compressor", "adders")
+
+
+def component_areas(engine: TensorEngine, library: Library) -> dict[str, float]:
+    """Cell area (um2) of the parts of one position by component, each mapped alone; "state" is the flip-flops.
+
+    Their sum differs from the area of the element, whose parts are optimised together. "shared adders" is one output
+    stage, "shared encoder" a digit stream or the encoders of one row. Raises as `engine_gates`.
+    """
+    from bitwright.engine.component_areas import areas
+
+    return areas(engine, library)
+
+
+__all__ = [
+    "COMPONENTS", "EngineGates", "component_areas", "engine_gates", "normal_products", "part_counts", "part_names",
+    "skew_registers", "small_engine", "synthesise_engine",
+]  # fmt: skip
+
+_ = (InputError, activity_power, verilog)
