@@ -8,6 +8,7 @@ mapped too (`synthesise_engine`) or counted (`engine_gates`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache as memory
@@ -16,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from bitwright.core import cache
-from bitwright.core.errors import BitwrightError, InputError
+from bitwright.core.errors import BitwrightError
 from bitwright.core.quantity import Evidence
 from bitwright.engine.evaluate import Integers
 from bitwright.engine.gate_simulation import simulate
 from bitwright.engine.liberty import Library
-from bitwright.engine.power import activity_power, energy_by_part
-from bitwright.engine.rtl import TOP, generate, parts, top, verilog
+from bitwright.engine.power import energy_by_part
+from bitwright.engine.rtl import TOP, generate, parts, top
 from bitwright.engine.rtl.arithmetic import rtlil_text
 from bitwright.engine.stimulus import stimulus
 from bitwright.engine.synthesis import ArrayReport, Objective, synthesise_array
@@ -31,16 +32,17 @@ from bitwright.engine.timing import analyse_timing
 from bitwright.engine.waveforms import Waveforms
 
 _VERSION = 1
-_STREAMS = 64
-_SAMPLE_K = 64
+_STREAMS = 16
+_SAMPLE_K = 256
+_REPEATS = 2
 
 
 @dataclass(frozen=True)
 class EngineGates:
     """Gates of one engine in one library. Areas in um2 by part, energies per cycle (J) by part while it works.
 
-    `period_s` is the static timing of the small engine. `cycles_per_step`: cycles of the sample per useful step of K
-    and pass, for serial engines the issue cycles per digit group. `evidence` of area: parts synthesised, skew counted.
+    `period_s` is the static timing of the small engine. `macs_per_cycle` is what the operands of the sample let the
+    engine do, with the drain of two rows only. The skew area is that of the small engine, scaled by register bits.
     """
 
     library: str
@@ -111,8 +113,8 @@ def part_counts(engine: TensorEngine) -> dict[str, int]:
 def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0) -> list[tuple[Integers, Integers]]:
     """One product per stream, normal data with the largest of 2^20 samples at the end of the range (sigma/range 1/5)."""
     rng = np.random.default_rng(seed)
-    m = engine.rows if engine.dataflow not in ("ws", "tree") else 8
-    k = max(_SAMPLE_K, 4 * engine.step) if engine.dataflow != "ws" else engine.depth
+    m = engine.rows if engine.dataflow not in ("ws", "tree") else 16
+    k = max(_SAMPLE_K, 8 * engine.step) if engine.dataflow != "ws" else engine.depth
 
     def draw(shape: tuple[int, int], bits: int) -> Integers:
         top_value = (1 << (bits - 1)) - 1
@@ -171,8 +173,7 @@ def _measure(
     """Simulate the netlist of a small engine, one product per stream; every output is compared."""
     netlist = report.netlist(library)
     rng = np.random.default_rng(0)
-    # Enough tiles that filling and draining weigh as little as in long work: each product four times over.
-    waves = [stimulus(engine, [pair] * 4, rng) for pair in products]
+    waves = [stimulus(engine, [pair] * _REPEATS, rng, noise=False) for pair in products]
     waveforms = [wave.waveforms for wave in waves]
     length = max(wave.cycles for wave in waveforms)
     before = waveforms[0].reset_cycles
@@ -198,7 +199,7 @@ def _measure(
     energy = energy_by_part(netlist, simulation.toggles, simulation.intervals, boxes, timing)
     counts = part_counts(engine)
     per_part = {name: energy.get(name, 0.0) / count for name, count in counts.items()} | {"": energy.get("", 0.0)}
-    macs = sum(4 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in products)
+    macs = sum(_REPEATS * a.shape[0] * a.shape[1] * b.shape[1] for a, b in products)
     return _Measured(per_part, macs / (sum(wave.cycles for wave in waves)))
 
 
@@ -228,40 +229,5 @@ def skew_registers(engine: TensorEngine) -> int:
 def _register_bits(engine: TensorEngine) -> int:
     """Register bits of the top module without its parts."""
     text = rtlil_text(top(engine, instances=True), resettable=True)
-    widths: dict[str, int] = {}
-    total, clocked = 0, False
-    for line in text.splitlines():
-        words = line.split()
-        if words[:1] == ["wire"]:
-            widths[words[-1]] = int(words[words.index("width") + 1]) if "width" in words else 1
-        elif words[:1] == ["sync"]:
-            clocked = words[1] == "posedge"
-        elif words[:1] == ["update"] and clocked:
-            total += widths[words[1]]
-        elif words[:1] == ["cell"] and words[1] in ("$dff", "$sdff"):
-            clocked = False
-        elif words[:2] == ["parameter", "\\WIDTH"]:
-            pass
-    return total
-
-
-COMPONENTS = ("encoder", "partial products", "compressor", "adders")
-
-
-def component_areas(engine: TensorEngine, library: Library) -> dict[str, float]:
-    """Cell area (um2) of the parts of one position by component, each mapped alone; "state" is the flip-flops.
-
-    Their sum differs from the area of the element, whose parts are optimised together. "shared adders" is one output
-    stage, "shared encoder" a digit stream or the encoders of one row. Raises as `engine_gates`.
-    """
-    from bitwright.engine.component_areas import areas
-
-    return areas(engine, library)
-
-
-__all__ = [
-    "COMPONENTS", "EngineGates", "component_areas", "engine_gates", "normal_products", "part_counts", "part_names",
-    "skew_registers", "small_engine", "synthesise_engine",
-]  # fmt: skip
-
-_ = (InputError, activity_power, verilog)
+    cells = re.findall(r"^\s*cell \$s?dff \S+\n((?:^\s*(?:parameter|connect).*\n)+)", text, re.M)
+    return sum(int(found[1]) for cell in cells if (found := re.search(r"\\WIDTH (\d+)", cell)))

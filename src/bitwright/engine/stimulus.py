@@ -34,9 +34,9 @@ class Stimulus:
 class _Recorder:
     """Port values by cycle, written out of order; inputs are noise where nothing is driven."""
 
-    def __init__(self, engine: TensorEngine, rng: np.random.Generator) -> None:
+    def __init__(self, engine: TensorEngine, rng: np.random.Generator, noise: bool) -> None:
         component = top(engine)
-        self.engine, self.rng = engine, rng
+        self.engine, self.rng, self.noise = engine, rng, noise
         self.widths = {name: len(signal) for name, signal in (*component.inputs.items(), *component.outputs.items())}
         self.driven: dict[str, dict[int, int]] = {name: {} for name in component.inputs}
         self.seen: dict[str, dict[int, int]] = {name: {} for name in component.outputs}
@@ -58,10 +58,12 @@ class _Recorder:
             column = self.rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), self.end) if bits > 1 else (
                 self.rng.integers(0, 2, self.end)
             )  # fmt: skip
-            if name in self.quiet:
-                column[:] = self.quiet[name]
+            if name in self.quiet or not self.noise:
+                column[:] = self.quiet.get(name, 0)
             _write(column, values)
             inputs[name] = column.astype(np.int64)
+            if not self.noise and name not in self.quiet and values:
+                inputs[name] = _held(inputs[name], values)
         for name, values in self.seen.items():
             column = np.full(self.end, self.quiet.get(name, 0), np.int64)
             _write(column, values)
@@ -80,9 +82,22 @@ def _write(column: NDArray[np.int64], values: dict[int, int]) -> None:
         column[cycles[kept]] = np.fromiter(values.values(), np.int64, len(values))[kept]
 
 
-def stimulus(engine: TensorEngine, products: Sequence[Product], rng: np.random.Generator) -> Stimulus:
-    """Waveforms that run the products back to back on the engine's hardware, every third one with idle cycles."""
-    record = _Recorder(engine, rng)
+def _held(column: NDArray[np.int64], values: dict[int, int]) -> NDArray[np.int64]:
+    """The column with every cycle that nothing drives at the value before."""
+    driven = np.zeros(len(column), np.int64)
+    cycles = np.fromiter((cycle for cycle in values if cycle < len(column)), np.int64)
+    driven[cycles] = cycles
+    return np.asarray(column[np.maximum.accumulate(driven)])
+
+
+def stimulus(
+    engine: TensorEngine, products: Sequence[Product], rng: np.random.Generator, noise: bool = True
+) -> Stimulus:
+    """Waveforms that run the products back to back on the engine's hardware, every third one with idle cycles.
+
+    Inputs that the engine must ignore are random; without `noise` they keep their last value, as buffers do.
+    """
+    record = _Recorder(engine, rng, noise)
     kind = _serial if engine.serial else _weight_stationary if engine.dataflow == "ws" else _grid
     steps, cycles, always = kind(record, products)
     return Stimulus(record.waveforms(always), len(products), steps, cycles)
@@ -136,7 +151,7 @@ def _grid(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Seq
                     final = int(at[-1])
                     for cycle in range(final + 1, final + 1 + rows):
                         record.expect("ready", cycle, 0)
-                        for port in ("valid", "last"):  # what is offered while not ready is ignored
+                        for port in ("valid", "last") if record.noise else ():  # ignored while not ready
                             record.drive(port, cycle, record.rng.integers(0, 2))
                     first = final + (rows if hops else 1) + engine.latency + 1 + sum(engine.output_cycles)
                     for column in range(columns):
@@ -194,6 +209,8 @@ def _serial(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, S
     engine = record.engine
     columns, size = engine.rows, engine.columns
     start = total = 0
+    if not record.noise:
+        record.quiet |= {f"valid_{column}_{lane}": 0 for column in range(columns) for lane in range(lane_count(engine))}
     ports = [f"ready_{column}_{lane}" for column in range(columns) for lane in range(lane_count(engine))]
     for a, b in products:
         sums = [_pad(item, columns, size) for item in _partial_results(engine, a, b)]
