@@ -4,8 +4,8 @@ A SAT solver (Yosys `sat`) needs many minutes for a Booth multiplier against `*`
 split at the words between primitives. Each piece of the generated hardware is proved against a behavioural
 specification with *free* inputs, hence for any value the pieces before it can produce:
 
-    digits        sum of digit_i * radix^i == a, the digits as behavioural formulas of the bits of a
-    multiple i    encoder and selection of row i == digit_i * b
+    digits        sum of digit_i * radix^i == a, every digit read from its code as encoded by the hardware
+    multiple i    selection of row i == digit_i * b (plus the bias of an unsigned row), for every legal code
     full adders k sum + carry == x + y + z modulo 2^W, every row of the compressor
     addition      each carry-propagate addition == the sum of its inputs modulo 2^bits
 
@@ -21,13 +21,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Const, Module, Mux, Signal, signed, unsigned
 
 from bitwright.core.errors import InputError
 from bitwright.core.progress import progress
-from bitwright.engine.nest import Nest, Operation, Primitive, Value
+from bitwright.engine.encoder_hardware import encode_digits
+from bitwright.engine.evaluate import bias_per_step
+from bitwright.engine.nest import Nest, Operation, Primitive, Value, Words
 from bitwright.engine.rtl import Arithmetic, Component, check_hardware, rtlil_text
-from bitwright.engine.systolic import SystolicArray
+from bitwright.engine.rtl.arithmetic import label, shape
+from bitwright.engine.rtl.elements import (
+    chain_body,
+    chain_states,
+    operands,
+    states,
+    step_body,
+    weight_bits,
+)
+from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.yosys import YosysJob, run_yosys, run_yosys_jobs
 
 _SUCCESS = "SUCCESS!"
@@ -49,28 +60,34 @@ class FormalReport:
         return not self.refuted
 
 
-def formal_equivalence(array: SystolicArray, whole: bool = False, timeout_s: float = 300) -> FormalReport:
-    """Prove the arithmetic of the array's processing element; see the module docstring for what is proved.
+def formal_equivalence(engine: TensorEngine, whole: bool = False, timeout_s: float = 300) -> FormalReport:
+    """Prove the arithmetic of one element (one link of a chain); see the module docstring for what is proved.
 
-    `whole` also proves the undivided statement (some minutes at 8 bits). Raises InputError when that is asked for wide
-    operands, ToolError when Yosys is missing or one of its runs does not finish within `timeout_s`.
+    `whole` also proves the undivided statement (some minutes at 8 bits). Raises InputError for serial engines, and when
+    the undivided statement is asked for wide operands or for elements that do not see whole operands; ToolError when
+    Yosys is missing or one of its runs does not finish within `timeout_s`.
     """
-    if whole and array.a_bits > _MOST_SPLIT_BITS:
+    check_hardware(engine)
+    if engine.serial:
+        raise InputError(f"{engine.nest.name}: proofs cover elements that work on all digits at once; verify it instead.")
+    if whole and engine.a_bits > _MOST_SPLIT_BITS:
         raise InputError(
-            f"The undivided proof takes the {1 << array.a_bits} values of a {array.a_bits}-bit operand one by one; "
+            f"The undivided proof takes the {1 << engine.a_bits} values of a {engine.a_bits}-bit operand one by one; "
             f"it is offered up to {_MOST_SPLIT_BITS} bits. Prove the pieces instead."
         )
-    component = _Statements(array, whole)
+    if whole and (engine.passes > 1 or engine.shares_encoders or len(operands(engine)[0]) > 1):
+        raise InputError(f"{engine.nest.name}: its elements do not multiply one whole operand; prove the pieces instead.")
+    component = _Statements(engine, whole)
     prepare = "read_rtlil statements.il\nhierarchy -top statements\nproc\nflatten\nopt\n"
     files = {"statements.il": rtlil_text(component)}
-    split = whole and array.nest.encoding is not None
+    split = whole and engine.nest.encoding is not None
     names = [name for name in component.outputs if not (split and name == "whole")]
     proofs = "".join(f"tee -o {name}.txt sat -prove {name} 1 -show-inputs\n" for name in names)
     logs = run_yosys(prepare + proofs, files, [f"{name}.txt" for name in names], timeout_s)
     proved = [name for name in names if _SUCCESS in logs[f"{name}.txt"]]
     refuted = {name: logs[f"{name}.txt"] for name in names if name not in proved}
     if split:
-        failed = _prove_by_cases(array.a_bits, prepare, files, timeout_s)
+        failed = _prove_by_cases(engine.a_bits, prepare, files, timeout_s)
         if failed:
             refuted["whole"] = failed
         else:
@@ -102,46 +119,47 @@ def _prove_by_cases(bits: int, prepare: str, files: Mapping[str, str | bytes], t
 class _Pieces(Arithmetic):
     """The arithmetic of a nest, cut after every piece: what follows a piece sees a free word instead."""
 
-    def __init__(self, component: Component, module: Module, nest: Nest) -> None:
-        super().__init__(module, nest)
+    def __init__(self, component: Component, module: Module, nest: Nest, weight: Any = None) -> None:
+        super().__init__(module, nest, weight)
         self.component = component
         self.counts: dict[str, int] = {}
 
     def primitives(self) -> Mapping[Operation, Primitive]:
         table = dict(super().primitives())
-        encode, select = table[Operation.ENCODE], table[Operation.MAP]
-        operands: list[Any] = []
-
-        def remember(words: Sequence[Any], weight: int, out: Sequence[Value]) -> Sequence[Any]:
-            operands[:] = words
-            return encode(words, weight, out)
+        select = table[Operation.MAP]
 
         def multiple(words: Sequence[Any], weight: int, out: Sequence[Value]) -> Sequence[Any]:
+            b, code = words
+            bias = 0 if out[0].signed else 1 << (out[0].bits - 1)
             made = select(words, weight, out)
-            return [self._cut("multiple", made, booth_digit(operands[0], weight) * words[0], out[0].bits)]
+            return [self._cut("multiple", made, digit_value(code) * b + bias, out[0], legal_code(code))]
 
         def addition(primitive: Primitive) -> Primitive:
             def add(words: Sequence[Any], weight: int, out: Sequence[Value]) -> Sequence[Any]:
-                return [self._cut("addition", primitive(words, weight, out), sum(words[1:], words[0]), out[0].bits)]
+                return [self._cut("addition", primitive(words, weight, out), sum(words[1:], words[0]), out[0])]
 
             return add
 
-        table[Operation.ENCODE], table[Operation.MAP] = remember, multiple
+        table[Operation.MAP] = multiple
+        table[Operation.REGISTER] = lambda words, weight, out: list(words)
         for operation in (Operation.ADD, Operation.ACCUMULATE):
             table[operation] = addition(table[operation])
         return table
 
     def full_adders(self, words: Sequence[Any], bits: int) -> tuple[Any, Any]:
         made = super().full_adders(words, bits)
-        total = self._cut("full_adders", made, sum(words[1:], words[0]), bits)
+        total = self._cut("full_adders", made, sum(words[1:], words[0]), Value("sum", bits))
         return total, self.component.add_input(f"carry_{total.name}", signed(bits))
 
-    def _cut(self, what: str, made: Sequence[Any], meaning: Any, bits: int) -> Any:
+    def _cut(self, what: str, made: Sequence[Any], meaning: Any, value: Value, given: Any = None) -> Any:
         """State that the words made add up to their meaning modulo 2^bits; a free word to go on with."""
         number = self.counts[what] = self.counts.get(what, 0) + 1
         holds = self.component.add_output(f"{what}_{number}", 1)
-        self.module.d.comb += holds.eq(sum(made[1:], made[0])[:bits] == meaning.as_signed()[:bits])
-        return self.component.add_input(f"free_{what}_{number}", signed(bits))
+        found, wanted = Signal(value.bits), Signal(value.bits)
+        self.module.d.comb += [found.eq(sum(made[1:], made[0])), wanted.eq(meaning)]
+        equal = found == wanted
+        self.module.d.comb += holds.eq(equal if given is None else equal | ~given)
+        return self.component.add_input(f"free_{what}_{number}", shape(value))
 
 
 class _Statements(Component):
@@ -149,32 +167,54 @@ class _Statements(Component):
 
     name = "statements"
 
-    def __init__(self, array: SystolicArray, whole: bool) -> None:
+    def __init__(self, engine: TensorEngine, whole: bool) -> None:
         super().__init__()
-        check_hardware(array)
-        self.module, nest = Module(), array.nest
-        a, b = self.add_input("a", signed(array.a_bits)), self.add_input("b", signed(array.b_bits))
-        words = {"a": a, "b": b}
-        words |= {state.name: self.add_input(state.name, signed(state.bits)) for state in nest.states}
+        self.module, nest = Module(), engine.nest
+        body = chain_body(engine) if engine.chain else step_body(nest)
+        words: Words = {
+            (word.name, word.key): self.add_input(word.port, word.form) for side in operands(engine) for word in side
+        }
+        sums = chain_states(engine) if engine.chain else tuple((state, ()) for state in states(engine))
+        words |= {(state.name, key): self.add_input(label(state.name, key), shape(state)) for state, key in sums}
+        weight = None
+        if engine.passes > 1 and not engine.shares_encoders:
+            weight = self.add_input("weight", unsigned(weight_bits(engine)))
         if nest.encoding is not None:
-            digits = sum(booth_digit(a, weight) << (2 * weight) for weight in range(array.a_bits // 2))
+            a = self.add_input("whole_operand", signed(engine.a_bits))
+            codes = encode_digits(self.module, nest.encoding, a, "whole_digit")
+            places = nest.radix.bit_length() - 1
+            digits = sum((digit_value(code) << (places * at) for at, code in enumerate(codes)), Const(0, signed(1)))
             self.module.d.comb += self.add_output("digits", 1).eq(digits == a)
-            _Pieces(self, self.module, nest).build(nest.each_step(), words)
+            _Pieces(self, self.module, nest, weight).build(body, words, {"kp": 0})
         if whole or nest.encoding is None:
-            after = Arithmetic(self.module, nest).build(nest.each_step(), words)
-            before = Signal(signed(array.accumulator_bits))
-            following = Signal(signed(array.accumulator_bits))
+            after = _Unregistered(self.module, nest).build(body, words, {"kp": 0})
+            before = Signal(signed(engine.accumulator_bits))
+            following = Signal(signed(engine.accumulator_bits))
+            bits = min(state.bits for state, _ in sums)
+            product = words["a", ()] * words["b", ()] + bias_per_step(nest) // (engine.depth if engine.chain else 1)
             self.module.d.comb += [
-                before.eq(sum((words[state.name] for state in nest.states), a * b)),
-                following.eq(sum((after[state.name] for state in nest.states[1:]), after[nest.states[0].name])),
-                self.add_output("whole", 1).eq(before == following),
+                before.eq(sum((words[state.name, key] for state, key in sums), product)),
+                following.eq(sum((after[state.name, key] for state, key in sums), Const(0, signed(1)))),
+                self.add_output("whole", 1).eq(before[:bits] == following[:bits]),
             ]
 
     def elaborate(self) -> Module:
         return self.module
 
 
-def booth_digit(a: Any, weight: int) -> Any:
-    """Radix-4 Booth digit as a behavioural formula: -2 a[2i+1] + a[2i] + a[2i-1], with a[-1] = 0."""
-    low = a[2 * weight - 1] if weight else 0
-    return a[2 * weight] + low - (a[2 * weight + 1] << 1)
+class _Unregistered(Arithmetic):
+    """The arithmetic of a nest with its pipeline registers left out."""
+
+    def _register(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
+        return list(words)
+
+
+def digit_value(code: Any) -> Any:
+    """The digit that a code stands for, as a behavioural formula: (one + 2 two), negated."""
+    magnitude = code[0] if len(code) == 2 else code[0] + (code[1] << 1)
+    return Mux(code[-1], -magnitude, magnitude)
+
+
+def legal_code(code: Any) -> Any:
+    """Whether a code is one that encoders make: not one and two at once."""
+    return Const(1, 1) if len(code) == 2 else ~(code[0] & code[1])

@@ -387,7 +387,7 @@ def pipeline(nest: Nest, *names: str) -> Nest:
         value = nest.words[_known(nest, name)]
         if value.state:
             raise IllegalTransformation(3, f"{name!r} is a state: it is registered already.")
-        step = nest.producer(name)
+        step = next(item for item in reversed(list(steps(body))) if name in item.outputs)
         late = f"{name}_r"
         while late in nest.words:
             late += "r"
