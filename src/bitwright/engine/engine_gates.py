@@ -33,8 +33,8 @@ from bitwright.engine.waveforms import Waveforms
 
 _VERSION = 1
 _STREAMS = 16
-_SAMPLE_K = 256
-_REPEATS = 2
+_SAMPLE_K = 768
+_REPEATS = 1
 
 
 @dataclass(frozen=True)

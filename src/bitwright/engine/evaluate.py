@@ -64,8 +64,17 @@ def _primitives(nest: Nest) -> Mapping[Operation, Primitive]:
         bias = 0 if out[0].signed else 1 << (out[0].bits - 1)
         return [wrapped(words[0] * words[1] + np.int64(bias), out[0])]
 
+    def multiple(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
+        if len(out) == 1:
+            return product(words, weight, out)
+        negative = np.asarray(words[1] < 0).astype(np.int64)
+        return [*product((words[0] * words[1] - negative, 1), weight, out), negative]
+
     def shift(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
-        return [wrapped(words[0] * np.int64(nest.radix**weight), out[0])]
+        scale = np.int64(nest.radix**weight)
+        if len(words) == 1:
+            return [wrapped(words[0] * scale, out[0])]
+        return [wrapped(words[0] * scale + words[1] * (scale - 1), out[0]), words[1]]
 
     def half_reduce(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
         pair = [*reduce_to_two(words, _full_adder), np.zeros((1, 1), np.int64)][:2]
@@ -87,7 +96,7 @@ def _primitives(nest: Nest) -> Mapping[Operation, Primitive]:
         return []
 
     return {
-        Operation.CLEAR: clear, Operation.ENCODE: encode, Operation.MAP: product, Operation.MULTIPLY: product,
+        Operation.CLEAR: clear, Operation.ENCODE: encode, Operation.MAP: multiple, Operation.MULTIPLY: product,
         Operation.SHIFT: shift, Operation.HALF_REDUCE: half_reduce, Operation.ADD: add, Operation.ACCUMULATE: add,
         Operation.REGISTER: register, Operation.UNBIAS: unbias, Operation.SYNC: sync,
     }  # fmt: skip

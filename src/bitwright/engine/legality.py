@@ -132,6 +132,8 @@ def _check_weights(nest: Nest) -> None:
                 raise IllegalTransformation(2, "shift stands outside the loop over bit weights.")
             if step.inputs[0] not in lacking:
                 raise IllegalTransformation(2, f"{step.inputs[0]!r} is shifted already.")
+            if len(step.inputs) != len(step.outputs):
+                raise IllegalTransformation(2, "shift takes a word, or a word and its increment, and makes as many.")
         elif step.operation is not Operation.ENCODE:
             late = [name for name in step.inputs if name in lacking]
             for name in late:

@@ -3,6 +3,9 @@
 Products run on the array; everything else runs on a vector unit of a given number of lanes. Between operators, tensors
 live in external memory, except that a result goes straight on when the next operator runs on the vector unit. The
 scores of attention pass the vector unit row by row and never leave the chip.
+
+A serial engine (opt3, opt4c, opt4e) takes as many cycles as the digits of its encoded operand need: expected cycles
+from the operand statistics of every product, each encoding the operand that takes fewer.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from bitwright.core.errors import InputError
 from bitwright.core.timeline import Schedule, Timeline
 from bitwright.core.workload import FORMAT_BITS, Gemm, Kind, Operator, Role, Tensor, Workload
 from bitwright.engine.operand_traffic import panel_traffic
-from bitwright.engine.systolic import SystolicArray, buffer_accesses, cycles
+from bitwright.engine.network_cost import EngineFigures, OperandStatistics, choose_operand
+from bitwright.engine.nest import loops
+from bitwright.engine.tensor_engine import TensorEngine, buffer_accesses, cycles
 
 # Kinds that run on the vector unit and can take the result of the operator before them as it comes.
 _FUSED = (Kind.SOFTMAX, Kind.NORMALISATION, Kind.ELEMENTWISE, Kind.REDUCTION)
@@ -39,11 +44,16 @@ class System:
 
 @dataclass(frozen=True)
 class OperatorOnEngine:
-    """One operator on an engine. Cycles and buffer accesses are exact; traffic follows the panel schedule."""
+    """One operator on an engine. Cycles and buffer accesses are exact, on a serial engine expected from statistics;
+    traffic follows the panel schedule.
+
+    `busy_cycles`: cycles in which all elements would do the same work if none ever waited or idled. `encoded_cycles`:
+    on a serial engine, the cycles in which the left and the right operand was the encoded one.
+    """
 
     name: str
     kind: Kind
-    array_cycles: int
+    array_cycles: float
     vector_cycles: int
     macs: int
     buffer_read_bytes: float
@@ -51,6 +61,8 @@ class OperatorOnEngine:
     memory_prefetch_bytes: float  # weights and KV cache: known before the predecessor finishes
     memory_read_bytes: float  # everything read, prefetchable or not
     memory_write_bytes: float
+    busy_cycles: float = 0.0
+    encoded_cycles: tuple[float, float] = (0.0, 0.0)
 
     @property
     def memory_bytes(self) -> float:
@@ -58,21 +70,92 @@ class OperatorOnEngine:
         return self.memory_read_bytes + self.memory_write_bytes
 
 
+@dataclass(frozen=True)
+class ProductOnEngine:
+    """All products of a batch on an engine, with the words that pass its edges and the tile (m, n) it takes at a time.
+
+    `encoded` is the operand whose digits a serial engine issues ("" on a parallel one).
+    """
+
+    cycles: float
+    busy_cycles: float
+    encoded: str
+    left_words: float
+    right_words: float
+    result_words: float
+    tile: tuple[int, int]
+
+
+def serial_figures(engine: TensorEngine, clock_hz: float = 1.0) -> EngineFigures:
+    """What the cycle model of `engine.expected_cycles` takes of a serial engine; a column has one row of A.
+
+    A pass costs a drain of the column's elements, a product the registers of the pipeline once, as in the RTL. Area and
+    energy are not filled in. Raises InputError for a parallel engine, and one that skips digits of one operand instead
+    of one digit of several.
+    """
+    digits = next((loop for loop in loops(engine.nest.body) if loop.sparse), None)
+    if digits is None or digits.dimension != "K":
+        raise InputError(
+            f"{engine.nest.name}: serial cycles are known of engines that issue the non-zero digits of several k at one "
+            "bit weight (opt3, opt4c, opt4e); this one does not."
+        )
+    tail = 3 + sum(engine.output_cycles) + engine.latency - engine.shares_encoders
+    return EngineFigures(
+        engine.nest.name, "serial", engine.columns, engine.rows, clock_hz, 1.0, lanes=engine.nest.extent("lane"),
+        encoding=engine.encoding, bits=engine.a_bits, group=digits.extent or 1, pass_overhead=engine.columns,
+        start_cycles=tail,
+    )  # fmt: skip
+
+
+def map_gemm(
+    engine: TensorEngine, gemm: Gemm, operator: Operator | None = None, index: int = 0,
+    statistics: OperandStatistics | None = None,
+) -> ProductOnEngine:  # fmt: skip
+    """The products of `gemm`, number `index` of `operator`, on an engine.
+
+    On a serial engine the operand that takes fewer cycles is encoded. Raises InputError for a serial engine without
+    `operator` or `statistics`, and where operands have other widths than the statistics.
+    """
+    left, right, result = buffer_accesses(engine, gemm)
+    tile = engine.rows, engine.columns
+    if not engine.serial:
+        total = float(gemm.batch * int(cycles(engine, gemm.m, gemm.n, gemm.k)))
+        return ProductOnEngine(total, gemm.macs / engine.macs_per_cycle, "", left, right, result, tile)
+    if statistics is None or operator is None:
+        raise InputError(f"Engine {engine.nest.name!r} is serial: its cycles need the digit statistics of its operands.")
+    figures, profiles = serial_figures(engine), statistics(operator, index)
+    side, expected, rounds = choose_operand(figures, gemm, *profiles)
+    profile = profiles[0] if side == "left" else profiles[1]
+    if side == "right":
+        turned = Gemm(gemm.batch, gemm.n, gemm.m, gemm.k)
+        right, left, result = buffer_accesses(engine, turned)
+        tile = engine.columns, engine.rows
+    # Groups of the encoded operand are read in every pass; of the other one an element reads a word per digit issued.
+    per_digit = gemm.macs * profile.digits
+    left, right = (left, per_digit) if side == "left" else (per_digit, right)
+    streams = engine.rows * engine.columns * figures.lanes
+    return ProductOnEngine(
+        rounds * (expected.cycles + figures.start_cycles), gemm.macs * profile.issue_cycles / streams, side,
+        left, right, result, tile,
+    )  # fmt: skip
+
+
 def map_operator(
     operator: Operator,
-    array: SystolicArray,
+    engine: TensorEngine,
     system: System,
     passed: Set[str] = frozenset(),
     consumed: Set[str] = frozenset(),
+    statistics: OperandStatistics | None = None,
 ) -> OperatorOnEngine:
     """Cycles and traffic of one operator. Operators of unknown kind are charged their bytes and no cycles.
 
     `passed` names the inputs that an operator of the vector unit gets from its predecessor without a detour through
-    memory, `consumed` the outputs that nobody reads from memory.
+    memory, `consumed` the outputs that nobody reads from memory; `statistics` are needed by a serial engine.
     """
     gemms = operator.gemms()
     if gemms:
-        return _map_products(operator, gemms, array, system, consumed)
+        return _map_products(operator, gemms, engine, system, consumed, statistics)
     fused = operator.kind in _FUSED
     vector_cycles = 0
     if operator.kind is not Kind.UNKNOWN:
@@ -98,7 +181,7 @@ def _written(operator: Operator) -> int:
 def _off_array(
     operator: Operator, vector_cycles: int, prefetch: float, read: float, written: float
 ) -> OperatorOnEngine:
-    return OperatorOnEngine(operator.name, operator.kind, 0, vector_cycles, 0, 0.0, 0.0, prefetch, read, written)
+    return OperatorOnEngine(operator.name, operator.kind, 0.0, vector_cycles, 0, 0.0, 0.0, prefetch, read, written)
 
 
 def _element_bytes(tensor: Tensor) -> float:
@@ -106,23 +189,26 @@ def _element_bytes(tensor: Tensor) -> float:
 
 
 def _map_products(
-    operator: Operator, gemms: Sequence[Gemm], array: SystolicArray, system: System, consumed: Set[str]
-) -> OperatorOnEngine:
+    operator: Operator, gemms: Sequence[Gemm], engine: TensorEngine, system: System, consumed: Set[str],
+    statistics: OperandStatistics | None,
+) -> OperatorOnEngine:  # fmt: skip
     if len(operator.inputs) < 2:
         raise InputError(f"Operator {operator.name!r} is a product but names {len(operator.inputs)} input tensors.")
     attention = operator.kind is Kind.ATTENTION
     left_tensor = operator.inputs[0]
     result_bytes = _element_bytes(operator.outputs[0])
-    array_cycles = 0
-    read = prefetch = buffer_read = buffer_write = 0.0
+    array_cycles = busy_cycles = read = prefetch = buffer_read = buffer_write = 0.0
+    encoded = {"left": 0.0, "right": 0.0, "": 0.0}
     for index, gemm in enumerate(gemms):
         right_tensor = operator.inputs[1 + index] if attention and len(operator.inputs) > 2 else operator.inputs[1]
         left, right = _element_bytes(left_tensor), _element_bytes(right_tensor)
-        array_cycles += gemm.batch * int(cycles(array, gemm.m, gemm.n, gemm.k))
-        left_words, right_words, result_words = buffer_accesses(array, gemm)
-        buffer_read += left_words * left + right_words * right
-        buffer_write += result_words * result_bytes
-        left_read, right_read = panel_traffic(gemm, array.rows, array.columns, left, right, system.buffer_bytes)
+        product = map_gemm(engine, gemm, operator, index, statistics)
+        array_cycles += product.cycles
+        busy_cycles += product.busy_cycles
+        encoded[product.encoded] += product.cycles
+        buffer_read += product.left_words * left + product.right_words * right
+        buffer_write += product.result_words * result_bytes
+        left_read, right_read = panel_traffic(gemm, *product.tile, left, right, system.buffer_bytes)
         if attention:
             # The second product takes its left operand from the vector unit (softmax), not from memory, and the
             # query heads of a group share one read of their keys and values.
@@ -137,12 +223,14 @@ def _map_products(
         vector_cycles = math.ceil(2 * gemms[0].batch * gemms[0].m * gemms[0].n / system.vector_lanes)
     return OperatorOnEngine(
         operator.name, operator.kind, array_cycles, vector_cycles, operator.macs, buffer_read, buffer_write,
-        prefetch, read, written,
+        prefetch, read, written, busy_cycles, (encoded["left"], encoded["right"]),
     )  # fmt: skip
 
 
-def map_workload(workload: Workload, array: SystolicArray, system: System) -> list[OperatorOnEngine]:
-    """Every operator of a workload on an engine, in the workload's order.
+def map_workload(
+    workload: Workload, engine: TensorEngine, system: System, statistics: OperandStatistics | None = None
+) -> list[OperatorOnEngine]:
+    """Every operator of a workload on an engine, in the workload's order; a serial engine needs `statistics`.
 
     A result goes straight to the next operator when that one runs on the vector unit; it is stored as well if anyone
     else reads it, or nobody does. Everything else passes through memory.
@@ -165,7 +253,7 @@ def map_workload(workload: Workload, array: SystolicArray, system: System) -> li
             if fused_next and index + 1 in readers.get((tensor.name, index), []) and tensor.role is Role.ACTIVATION
         }
         consumed = {name for name in leaving if readers[name, index] == [index + 1]}
-        mapped.append(map_operator(operator, array, system, arriving, consumed))
+        mapped.append(map_operator(operator, engine, system, arriving, consumed, statistics))
         arriving = leaving
     return mapped
 

@@ -28,9 +28,11 @@ class Operation(StrEnum):
 
     CLEAR = "clear"  # -> zero
     ENCODE = "encode"  # operand -> digit of the current bit weight
-    MAP = "map"  # multiplicand, digit -> their product (a partial product); unsigned output: plus 2^(bits-1)
+    # multiplicand, digit -> their product (a partial product); unsigned: plus 2^(bits-1); with a second output: a word and
+    # the 1 still to be added to it where the digit is negative
+    MAP = "map"
     MULTIPLY = "multiply"  # two operands -> their product, its structure left to the synthesis tool
-    SHIFT = "shift"  # word -> word * radix^bw
+    SHIFT = "shift"  # word -> word * radix^bw; word, increment -> the same, its increment still at weight one
     HALF_REDUCE = "half_reduce"  # any number of words -> carry-save pair, no carry chain
     ADD = "add"  # words -> their sum, one carry-propagate addition
     ACCUMULATE = "accumulate"  # state, words -> state, one carry-propagate addition per step

@@ -237,18 +237,18 @@ def hoist_shift(nest: Nest) -> Nest:
     at = parent.index(weights)
     clears = tuple(item for item in parent[:at] if isinstance(item, Step) and item.operation is Operation.CLEAR)
     after = parent[at + 1 :]
-    source, target = shift.inputs[0], shift.outputs[0]
+    sources = dict(zip(shift.outputs, shift.inputs, strict=True))
     inner = rewrite(
         weights.body,
         lambda item: (
             () if item == shift else
-            (replace(item, inputs=tuple(source if name == target else name for name in item.inputs)),)
-            if isinstance(item, Step) and target in item.inputs else (item,)
+            (replace(item, inputs=tuple(sources.get(name, name) for name in item.inputs)),)
+            if isinstance(item, Step) else (item,)
         ),
     )  # fmt: skip
     result = nest.words[nest.result]
     narrow = result.bits - (nest.extent("bw") - 1) * (nest.radix.bit_length() - 1)
-    values = tuple(value for value in nest.values if value.name not in (target, result.name))
+    values = tuple(value for value in nest.values if value.name not in (*sources, result.name))
     growing = {value.name for value in state_values(nest)}
     names = {name for item in clears for name in item.outputs if name in growing}
     values = tuple(replace(value, bits=narrow) if value.name in names else value for value in values)
@@ -379,12 +379,16 @@ def lanes(nest: Nest, count: str | int) -> Nest:
 
 
 def pipeline(nest: Nest, *names: str) -> Nest:
-    """Put a register behind each of the named values; everything that meets must be equally late."""
+    """Put a register behind each of the named values; everything that meets must be equally late.
+
+    Words made together (a carry-save pair, a multiple and its increment) are registered together.
+    """
     if not names:
         raise InputError("pipeline needs the names of the values to register.")
     body, values = nest.body, nest.values
-    for name in names:
-        value = nest.words[_known(nest, name)]
+    together = [name for given in names for name in _siblings(nest, given)]
+    for name in dict.fromkeys(together):
+        value = nest.words[name]
         if value.state:
             raise IllegalTransformation(3, f"{name!r} is a state: it is registered already.")
         step = next(item for item in reversed(list(steps(body))) if name in item.outputs)
@@ -407,6 +411,11 @@ def pipeline(nest: Nest, *names: str) -> Nest:
     return replace(nest, body=_join_registers(body), values=values)
 
 
+def _siblings(nest: Nest, name: str) -> tuple[str, ...]:
+    _known(nest, name)
+    return (name,) if name in ("a", "b") else nest.producer(name).outputs
+
+
 def _join_registers(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
     """Registers of one stage that stand side by side become one step, so that pairs stay together."""
     result: list[Statement] = []
@@ -422,15 +431,47 @@ def _join_registers(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
     return tuple(result)
 
 
+def carry_in_negation(nest: Nest) -> Nest:
+    """Negate by inverting, and add the missing 1 in a vacant carry bit of the sum: no multiple -b is formed.
+
+    A partial product becomes a word and an increment of one bit. Every row of full adders leaves the lowest bit of its
+    carry word free, so that increments cost no adders. Apply it before `pipeline`.
+    """
+    step = next((item for item in steps(nest.body) if item.operation is Operation.MAP), None)
+    if step is None or len(step.outputs) > 1:
+        raise IllegalTransformation(2, "there are no partial products that are whole multiples.")
+    word = step.outputs[0]
+    values, increments = nest.values, {word: f"{word}_inc"}
+    for reader in steps(nest.body):
+        if word in reader.inputs and reader.operation is Operation.SHIFT:
+            increments[reader.outputs[0]] = f"{reader.outputs[0]}_inc"
+    for name, increment in increments.items():
+        values = _declare(values, replace(nest.words[name], name=increment, bits=1, signed=False))
+
+    def change(item: Statement) -> tuple[Statement, ...]:
+        if isinstance(item, Loop):
+            return (item,)
+        if item.operation is Operation.REGISTER and set(item.inputs) & set(increments):
+            raise IllegalTransformation(3, "partial products are registered; apply it before pipeline.")
+        if item == step:
+            return (replace(item, outputs=(word, increments[word])),)
+        inputs = item.inputs + tuple(increments[name] for name in item.inputs if name in increments)
+        if item.operation is Operation.SHIFT and item.outputs[0] in increments:
+            return (replace(item, inputs=inputs, outputs=(*item.outputs, increments[item.outputs[0]])),)
+        return (replace(item, inputs=inputs),)
+
+    return replace(nest, body=rewrite(nest.body, change), values=values)
+
+
 def sign_free(nest: Nest) -> Nest:
     """Make partial products unsigned by inverting their top bit; take the constant off where sums leave the loops.
 
     Inverting adds 2^(bits-1), in idle steps too. No sign is extended any more; exact modulo the width of the state.
     """
     maps = [item for item in steps(nest.body) if item.operation is Operation.MAP]
-    if not maps or any(not nest.words[name].signed for item in maps for name in item.outputs):
+    if not maps or any(not nest.words[item.outputs[0]].signed for item in maps):
         raise IllegalTransformation(6, "there are no signed partial products.")
-    made = {name for item in maps for name in item.outputs}
+    made = {item.outputs[0] for item in maps}
     outer = next(loop for loop in loops(nest.body) if loop.index == "kt")
     growing = tuple(value.name for value in state_values(nest) if value.name in {
         name for item in steps(outer.body) for name in item.outputs})  # fmt: skip
@@ -527,7 +568,8 @@ def _whole(what: str, value: str | int) -> int:
 TRANSFORMATIONS: dict[str, Callable[..., Nest]] = {
     function.__name__: function
     for function in (
-        retime_add, split, reorder, unroll, roll, hoist_shift, insert_sparse, hoist_encode, lanes, pipeline, sign_free,
+        retime_add, split, reorder, unroll, roll, hoist_shift, insert_sparse, hoist_encode, lanes, pipeline,
+        carry_in_negation, sign_free,
     )
 }  # fmt: skip
 

@@ -93,6 +93,7 @@ def ranges(nest: Nest, k: int | None = None) -> dict[str, Range | None]:
             found[step.outputs[0]] = None if times is None else total.times(times)
         else:
             found[step.outputs[0]] = total
+        # The second word of a pair, or the increment of a multiple, is part of the first one's range.
         found.update(dict.fromkeys(step.outputs[1:], _ZERO))
     return found
 
@@ -148,8 +149,9 @@ def _result(nest: Nest, step: Step, inputs: Sequence[Range], digits: tuple[int, 
         low, high = _products((x.low, x.high), (y.low, y.high))
         if nest.words[step.outputs[0]].signed:
             return Range(low, high, low, high, 1)
-        bias = 1 << (_bits(low, high) - 1)
-        return Range(0, 2 * bias - 1, low, high, 1)
+        apart = len(step.outputs) > 1
+        bias = 1 << (_bits(low, high - apart) - 1)
+        return Range(0, 2 * bias - 1 + apart, low, high, 1)
     if step.operation is Operation.SHIFT:
         shifted = inputs[0].times(int(nest.radix ** (nest.extent("bw") - 1)))
         return replace(shifted, terms=inputs[0].terms, weighted=True)
@@ -183,8 +185,10 @@ def fit_widths(nest: Nest) -> Nest:
         value = words[name]
         if name in ("a", "b") or bounds is None or name in pairs:
             continue
-        if not value.signed and _maps(nest, name):
-            words[name] = replace(value, bits=bounds.bits)
+        if _maps(nest, name):
+            # With its increment apart, the greatest multiple is one less.
+            high = bounds.high - (len(nest.producer(name).outputs) > 1)
+            words[name] = replace(value, bits=_bits(bounds.low, high))
         else:
             words[name] = replace(value, bits=bounds.bits, signed=bounds.low < 0)
     for step, _ in reversed(list(placed_steps(nest.body))):
@@ -198,7 +202,8 @@ def fit_widths(nest: Nest) -> Nest:
 
 
 def _maps(nest: Nest, name: str) -> bool:
-    return nest.producer(name).operation is Operation.MAP
+    step = nest.producer(name)
+    return step.operation is Operation.MAP and step.outputs[0] == name
 
 
 def _grows(found: Mapping[str, Range | None], pair: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amaranth.back import rtlil
-from amaranth.hdl import ClockDomain, Elaboratable, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Mux, Signal, signed, unsigned
 
 from bitwright.core.errors import InputError
 from bitwright.engine.encoder_hardware import (
@@ -14,6 +14,8 @@ from bitwright.engine.encoder_hardware import (
     encode_digit,
     flip_top_bit,
     negate,
+    select_inverted,
+    select_issued_inverted,
     select_issued_multiple,
     select_multiple,
 )
@@ -112,6 +114,8 @@ class Arithmetic:
     def _map(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
         """digit * b from b and -b; -b is formed once per operand. Unsigned: plus 2^(bits-1), the top bit inverted."""
         b, code = words
+        if len(out) > 1:
+            return self._map_apart(b, code, out)
         if id(b) not in self._negative:
             self._negative[id(b)] = negate(self.module, b, self._name("minus_b"))
         bits, name = out[0].bits, self._name(out[0].name)
@@ -122,11 +126,28 @@ class Arithmetic:
             made = select_multiple(self.module, str(self.nest.encoding), code, b, self._negative[id(b)], bits, name)
         return [made if out[0].signed else self._word(f"{name}_biased", unsigned(bits), flip_top_bit(made))]
 
+    def _map_apart(self, b: Any, code: Any, out: Sequence[Value]) -> list[Any]:
+        """digit * b as an inverted word and the increment that makes it negative."""
+        bits, name, wide = out[0].bits, self._name(out[0].name), len(b) + 2
+        if self.issued:
+            made = select_issued_inverted(self.module, code, b, wide, name)
+        else:
+            made = select_inverted(self.module, str(self.nest.encoding), code, b, wide, name)
+        word = self._word(f"{name}_word", signed(bits), made.word[:bits].as_signed())
+        if not out[0].signed:
+            word = self._word(f"{name}_biased", unsigned(bits), flip_top_bit(word))
+        return [word, self._word(out[1].name, unsigned(1), made.increment)]
+
     def _multiply(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
         return [self._output(out[0], words[0] * words[1])]
 
     def _shift(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
         places = self.nest.radix.bit_length() - 1
+        if len(words) > 1:
+            if self.weight is not None:
+                raise InputError(f"Nest {self.nest.name!r}: increments are not shifted by a changing weight.")
+            filled = Cat(words[1].replicate(weight * places), words[0])
+            return [self._output(out[0], _read_as(filled, out[0])), words[1]]
         if self.weight is None:
             return [self._output(out[0], words[0] << (weight * places))]
         choices = [self._word(f"{out[0].name}_{at}", shape(out[0]), words[0] << (at * places))
@@ -134,7 +155,20 @@ class Arithmetic:
         return [self._output(out[0], _read_as(choose(self.weight, choices), out[0]))]
 
     def _half_reduce(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
-        pair = [*reduce_to_two(words, lambda x, y, z: self.full_adders((x, y, z), out[0].bits)), 0][:2]
+        bits = out[0].bits
+        increments = [word for word in words if len(word) == 1 and not word.shape().signed]
+        wide = [word for word in words if not any(word is other for other in increments)]
+        # Every row of full adders has room for an increment in the lowest bit of its carry word.
+        room = max(0, len(wide) - 2)
+        wide, inserted = [*wide, *increments[room:]], increments[:room]
+
+        def row(x: Any, y: Any, z: Any) -> tuple[Any, Any]:
+            total, carry = self.full_adders((x, y, z), bits)
+            if inserted:
+                carry = self._word("carry_with", signed(bits), Cat(inserted.pop(0), carry[1:]).as_signed())
+            return total, carry
+
+        pair = [*reduce_to_two(wide, row), 0][:2]
         return [self._output(value, word) for value, word in zip(out, pair, strict=True)]
 
     def _add(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:

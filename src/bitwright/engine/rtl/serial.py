@@ -84,6 +84,8 @@ class _Stream:
             module.d.sync += [busy.eq(0), pending.eq(0)]
         with module.Else():
             module.d.sync += pending.eq(pending & ~lowest)
+        with module.If(inputs["clear"]):  # nothing undefined reaches the elements before the first group
+            module.d.sync += [register.eq(0) for register in held]
         self.select = Signal(2, name=f"{name}select", reset_less=True)
         self.active = Signal(name=f"{name}active", reset_less=True)
         module.d.sync += [
