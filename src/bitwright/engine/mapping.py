@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from bitwright.core.errors import InputError
 from bitwright.core.timeline import Schedule, Timeline
 from bitwright.core.workload import FORMAT_BITS, Gemm, Kind, Operator, Role, Tensor, Workload
-from bitwright.engine.operand_traffic import panel_traffic
-from bitwright.engine.network_cost import EngineFigures, OperandStatistics, choose_operand
 from bitwright.engine.nest import loops
+from bitwright.engine.network_cost import EngineFigures, OperandStatistics, choose_operand
+from bitwright.engine.operand_traffic import panel_traffic
 from bitwright.engine.tensor_engine import TensorEngine, buffer_accesses, cycles
 
 # Kinds that run on the vector unit and can take the result of the operator before them as it comes.
@@ -96,8 +96,8 @@ def serial_figures(engine: TensorEngine, clock_hz: float = 1.0) -> EngineFigures
     digits = next((loop for loop in loops(engine.nest.body) if loop.sparse), None)
     if digits is None or digits.dimension != "K":
         raise InputError(
-            f"{engine.nest.name}: serial cycles are known of engines that issue the non-zero digits of several k at one "
-            "bit weight (opt3, opt4c, opt4e); this one does not."
+            f"{engine.nest.name}: serial cycles are known of engines that issue the non-zero digits of several k at "
+            "one bit weight (opt3, opt4c, opt4e); this one does not."
         )
     tail = 3 + sum(engine.output_cycles) + engine.latency - engine.shares_encoders
     return EngineFigures(
@@ -116,13 +116,17 @@ def map_gemm(
     On a serial engine the operand that takes fewer cycles is encoded. Raises InputError for a serial engine without
     `operator` or `statistics`, and where operands have other widths than the statistics.
     """
+    left: float
+    right: float
     left, right, result = buffer_accesses(engine, gemm)
     tile = engine.rows, engine.columns
     if not engine.serial:
         total = float(gemm.batch * int(cycles(engine, gemm.m, gemm.n, gemm.k)))
         return ProductOnEngine(total, gemm.macs / engine.macs_per_cycle, "", left, right, result, tile)
     if statistics is None or operator is None:
-        raise InputError(f"Engine {engine.nest.name!r} is serial: its cycles need the digit statistics of its operands.")
+        raise InputError(
+            f"Engine {engine.nest.name!r} is serial: its cycles need the digit statistics of its operands."
+        )
     figures, profiles = serial_figures(engine), statistics(operator, index)
     side, expected, rounds = choose_operand(figures, gemm, *profiles)
     profile = profiles[0] if side == "left" else profiles[1]

@@ -28,7 +28,7 @@ from bitwright.engine.nest import (
     steps,
 )
 from bitwright.engine.notation import print_nest
-from bitwright.engine.widths import fit_widths, state_values
+from bitwright.engine.widths import carry_save_pairs, fit_widths, state_values
 
 _SUMS = (*REDUCTIONS, Operation.ADD)
 
@@ -42,14 +42,16 @@ def retime_add(nest: Nest, value: str) -> Nest:
     step = nest.producer(_known(nest, value))
     if step.operation not in (Operation.ADD, Operation.ACCUMULATE):
         raise IllegalTransformation(3, f"{value!r} is made by {step.operation}, not by a carry-propagate addition.")
-    pair = (f"{value}_s", f"{value}_c")
+    pair: tuple[str, ...] = (f"{value}_s", f"{value}_c")
+    if carry_save_pairs(nest).get(step.inputs[0]) == step.inputs:
+        pair = step.inputs  # the pair exists: only the addition goes
     if step.operation is Operation.ACCUMULATE:
         return _merge(_retime_state(nest, step, value, pair))
     readers = [other for other in steps(nest.body) if value in other.inputs]
     if not readers or any(reader.operation not in (*_SUMS, Operation.REGISTER) for reader in readers):
         raise IllegalTransformation(3, f"{value!r} is not read by sums only, so its addition cannot move into them.")
     body: Sequence[Statement] = nest.body
-    if set(step.inputs) == set(pair):  # the pair exists: leave the addition out
+    if step.inputs == pair:
         body = rewrite(body, lambda item: () if item == step else (item,))
     else:
         reduced = Step(Operation.HALF_REDUCE, step.inputs, pair)
@@ -77,7 +79,7 @@ def retime_add(nest: Nest, value: str) -> Nest:
     return _merge(replace(nest, body=tuple(body), values=values))
 
 
-def _retime_state(nest: Nest, step: Step, value: str, pair: tuple[str, str]) -> Nest:
+def _retime_state(nest: Nest, step: Step, value: str, pair: tuple[str, ...]) -> Nest:
     others = tuple(name for name in step.inputs if name != value)
     reduced = Step(Operation.HALF_REDUCE, (*others, *pair), pair)
     added = Step(Operation.ADD, pair, (value,))
