@@ -70,8 +70,12 @@ def _primitives(nest: Nest) -> Mapping[Operation, Primitive]:
         negative = np.asarray(words[1] < 0).astype(np.int64)
         return [*product((words[0] * words[1] - negative, 1), weight, out), negative]
 
-    def shift(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
-        scale = np.int64(nest.radix**weight)
+    def shift(words: Sequence[Any], weight: Any, out: Sequence[Value]) -> list[Integers]:
+        if isinstance(weight, _Visit):  # over non-zero digits: every row of A is at a bit weight of its own
+            ((at, _),) = weight.at.values()
+            scale: Any = np.power(np.int64(nest.radix), at)
+        else:
+            scale = np.int64(nest.radix**weight)
         if len(words) == 1:
             return [wrapped(words[0] * scale, out[0])]
         return [wrapped(words[0] * scale + words[1] * (scale - 1), out[0]), words[1]]

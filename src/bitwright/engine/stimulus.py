@@ -23,7 +23,8 @@ Product = tuple[Integers, Integers]
 
 @dataclass(frozen=True)
 class Stimulus:
-    """The waveforms of some matrix products, one after the other; `steps` counts the operand steps driven."""
+    """The waveforms of some matrix products, one after the other; `steps` counts the operand vectors driven: K positions of
+    tiles, rows of A where B is stationary."""
 
     waveforms: Waveforms
     products: int
@@ -165,7 +166,8 @@ def _grid(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Seq
                                 record.drive(f"partial_{column}", cycle - engine.output_cycles[1], sums[index - 1][place] if index else 0)
                     ending = first + rows - 1 + (columns - 1 if hops else 0)
                     record.expect("done", ending, 1)
-                    start, total = final + 1 + rows, total + len(at)
+                    start = final + 1 + rows
+                total += left.shape[1]
     for cycle in range(start, record.end):
         record.driven["valid"].pop(cycle, None)
     return total, record.end, ("ready", "result_valid", "done")

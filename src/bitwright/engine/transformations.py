@@ -135,6 +135,11 @@ def split(nest: Nest, index: str, factor: str | int, name: str) -> Nest:
     """
     count = _whole("factor", factor)
     loop = nest.loop(index)
+    if not name.isidentifier() or name[0] != loop.dimension[0].lower():
+        raise InputError(
+            f"A part of {index!r} cannot be named {name!r}: names of loops over {loop.dimension} start with "
+            f"{loop.dimension[0].lower()!r}."
+        )
     if nest.has_loop(name):
         raise InputError(f"Nest {nest.name!r} already has a loop {name!r}.")
     if loop.spatial or loop.sparse or loop.dimension == "BW":
@@ -171,7 +176,12 @@ def reorder(nest: Nest, index: str, inside: str) -> Nest:
         raise IllegalTransformation(1, f"words made in loop {inside!r} are read outside it: unroll or sum them first.")
     inner = replace(target, body=(replace(loop, body=target.body),))
     outside = rewrite(loop.body, lambda item: (inner,) if item == target else (item,))
-    return replace(nest, body=rewrite(nest.body, lambda item: outside if item == loop else (item,)))
+    moved = replace(nest, body=rewrite(nest.body, lambda item: outside if item == loop else (item,)))
+    # A sum that now grows with K needs the width of the result.
+    grown = {value.name for value in state_values(moved)} - {value.name for value in state_values(nest)}
+    width = nest.words[nest.result].bits
+    values = tuple(replace(value, bits=width) if value.name in grown else value for value in nest.values)
+    return replace(moved, values=values)
 
 
 def unroll(nest: Nest, index: str) -> Nest:
@@ -180,8 +190,11 @@ def unroll(nest: Nest, index: str) -> Nest:
     if loop.spatial or loop.extent is None or loop.dimension not in ("K", "BW") or loop.sparse:
         raise IllegalTransformation(1, f"only a temporal loop over K or BW with a fixed extent is unrolled, not {index!r}.")
     made = {name for item in steps(loop.body) for name in item.outputs}
+    cleared = {name for item in steps(loop.body) if item.operation is Operation.CLEAR for name in item.outputs}
     split_at = next((at for at, item in enumerate(loop.body) if _carries(nest, item)), len(loop.body))
     parallel, sums = loop.body[:split_at], loop.body[split_at:]
+    if any(_carries(nest, item) and not set(item.outputs) <= cleared for item in steps(parallel)):
+        raise IllegalTransformation(1, f"a sum over {index!r} runs inside another loop in it; move {index!r} inwards first.")
     if any(isinstance(item, Loop) or not _carries(nest, item) or item.operation not in REDUCTIONS for item in sums):
         raise IllegalTransformation(1, f"loop {index!r} holds more than words and the sum of them; move it inwards first.")
     replicated = (made | ({"a", "b"} if loop.dimension == "K" else set())) - {
@@ -391,6 +404,8 @@ def pipeline(nest: Nest, *names: str) -> Nest:
     together = [name for given in names for name in _siblings(nest, given)]
     for name in dict.fromkeys(together):
         value = nest.words[name]
+        if name in ("a", "b"):
+            raise InputError(f"{name!r} is an operand; operands are registered where they enter an element.")
         if value.state:
             raise IllegalTransformation(3, f"{name!r} is a state: it is registered already.")
         step = next(item for item in reversed(list(steps(body))) if name in item.outputs)

@@ -28,7 +28,8 @@ Simulator = Literal["amaranth", "icarus", "verilator"]
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """`vectors` operand steps of `products` matrix products simulated over `cycles` cycles.
+    """`vectors` operand vectors (K positions of tiles; rows of A where B is stationary) of `products` matrix products
+    simulated over `cycles` cycles.
 
     `mismatches` counts wrong outputs; `first_mismatch` describes the first ("" when there is none).
     """
@@ -50,7 +51,7 @@ def verify(
     engine: TensorEngine, seed: int = 0, vectors: int = 3000, simulator: Simulator | None = None,
     timeout_s: float = 600, vcd: Path | None = None,
 ) -> VerificationReport:  # fmt: skip
-    """Simulate the generated hardware on corner and random products of at least `vectors` operand steps.
+    """Simulate the generated hardware on corner and random products of at least `vectors` operand vectors.
 
     Without `simulator`: Icarus when installed, else Amaranth's. Operand gaps, ignored inputs and back-to-back products
     are part of the stimulus. `vcd` receives the waveforms. Raises InputError for engines without hardware, ToolError
@@ -95,7 +96,7 @@ def random_stimulus(engine: TensorEngine, seed: int, vectors: int) -> Stimulus:
 def matrix_products(
     engine: TensorEngine, rng: np.random.Generator, vectors: int
 ) -> list[tuple[Integers, Integers]]:
-    """The products that `verify` runs, together at least `vectors` operand steps."""
+    """The products that `verify` runs, together at least `vectors` operand vectors."""
     step, columns = engine.step, engine.columns
     rows = engine.rows if engine.dataflow not in ("ws", "tree") else 4
     low_a, high_a = -(1 << (engine.a_bits - 1)), (1 << (engine.a_bits - 1)) - 1
@@ -112,6 +113,5 @@ def matrix_products(
             int(rng.integers(1, 2 * columns + 1)),
         )  # fmt: skip
         products.append((rng.integers(low_a, high_a + 1, (m, k)), rng.integers(low_b, high_b + 1, (k, n))))
-        tiles = -(-n // columns) * (m if engine.dataflow == "ws" else -(-m // engine.rows))
-        steps += tiles * (-(-k // step)) * (1 if engine.serial else engine.passes)
+        steps += -(-n // columns) * (m * -(-k // step) if engine.dataflow == "ws" else -(-m // engine.rows) * k)
     return products
