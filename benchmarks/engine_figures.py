@@ -27,6 +27,7 @@ ENGINES = {
     "MAC, pipelined": (("pipeline p",), "mbe"),
     "MAC, sign-free": (("sign_free",), "mbe"),
     "MAC, sign-free, pipelined": (("sign_free", "pipeline p"), "mbe"),
+    "MAC, sign-free, cut at the pair": (("sign_free", "pipeline p_s", "retime_add p"), "mbe"),
     "OPT1": (("opt1",), "mbe"),
     "OPT1, sign-free": (("opt1", "sign_free"), "mbe"),
     "OPT1, sign-free, pipelined": (("opt1", "sign_free", "pipeline pp"), "mbe"),
@@ -75,7 +76,7 @@ def efficiency(library_name: str) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(
         title=f"16x16 arrays, normal INT8 operands, K = 768, {library_name} [synthesised, simulated activity]",
-        xaxis_title="area x period per multiply-accumulate (um2 us)", yaxis_title="energy per multiply-accumulate (pJ)",
+        xaxis_range=[25, 130], xaxis_title="area x period per multiply-accumulate (um2 us)", yaxis_title="energy per multiply-accumulate (pJ)",
         template="plotly_white", height=560, margin_t=70,
     )  # fmt: skip
     return figure
@@ -93,7 +94,7 @@ def save(figure: go.Figure, name: str) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "figure.html"
         source.write_text(page)
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,640",
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,660",
                  "--virtual-time-budget=6000", f"--user-data-dir={folder}/profile"]  # fmt: skip
         subprocess.run([browser, *flags, f"--screenshot={folder}/out.png", source.as_uri()], check=True, timeout=120)
         shutil.copyfile(f"{folder}/out.png", target)

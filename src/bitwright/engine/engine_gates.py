@@ -86,7 +86,7 @@ class EngineGates:
 def part_names(engine: TensorEngine) -> tuple[str, ...]:
     """Names of the engine's modules, the one that decides the clock first."""
     names = [part.name for part in parts(engine)]
-    return tuple(sorted(names, key=lambda name: ("chain_element", "pe", "digit_stream", "output_stage").index(name)))
+    return tuple(sorted(names, key=("chain_element", "pe", "digit_stream", "output_stage").index))
 
 
 def synthesise_engine(engine: TensorEngine, library: Library, objective: Objective = "area_delay") -> ArrayReport:
@@ -111,7 +111,7 @@ def part_counts(engine: TensorEngine) -> dict[str, int]:
 
 
 def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0) -> list[tuple[Integers, Integers]]:
-    """One product per stream, normal data with the largest of 2^20 samples at the end of the range (sigma/range 1/5)."""
+    """One product per stream of normal data: the largest of 2^20 samples would end the range (sigma = range / 4.9)."""
     rng = np.random.default_rng(seed)
     m = engine.rows if engine.dataflow not in ("ws", "tree") else 16
     k = max(_SAMPLE_K, 8 * engine.step) if engine.dataflow != "ws" else engine.depth
@@ -192,7 +192,7 @@ def _measure(
             if wrong.any():
                 raise BitwrightError(
                     f"The netlist of {engine.nest.name} ({engine.dataflow}) shows a wrong {name} in cycle "
-                    f"{int(np.flatnonzero(wrong)[0])}: synthesis or simulation is at fault; its figures cannot be trusted."
+                    f"{int(np.flatnonzero(wrong)[0])}: synthesis or simulation is at fault; do not trust its figures."
                 )
     timing = analyse_timing(netlist)
     boxes = {box.name: box.module for box in report.glue.netlist(library).boxes}
@@ -210,19 +210,19 @@ def _quiet(wave: Waveforms, name: str) -> Integers:
 def skew_registers(engine: TensorEngine) -> int:
     """Register bits around the parts: operand skew, shared encoders' registers, control.
 
-    Their number is a polynomial of second degree in rows and columns, known from six small engines.
+    Their number is a polynomial of second degree in rows and columns (but for a bit or two of control), known from six
+    small engines.
     """
     form = replace(engine, rows=1, columns=1)
     if engine.dataflow in ("ws", "tree"):
-        sizes = [(1, 1), (1, 2), (1, 3)]
-        basis = lambda r, c: [1, c, c * c]  # noqa: E731
+        sizes, powers = [(1, 3), (1, 4), (1, 5)], [(0, 0), (0, 1), (0, 2)]
     else:
-        sizes = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3)]
-        basis = lambda r, c: [1, r, c, r * c, r * r, c * c]  # noqa: E731
-    counts = [_register_bits(replace(form, rows=r + 2 * (len(sizes) > 3), columns=c + 2)) for r, c in sizes]
-    matrix = [basis(r + 2 * (len(sizes) > 3), c + 2) for r, c in sizes]
+        sizes = [(3, 3), (4, 3), (3, 4), (4, 4), (5, 3), (3, 5)]
+        powers = [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 2)]
+    counts = [_register_bits(replace(form, rows=rows, columns=columns)) for rows, columns in sizes]
+    matrix = [[rows**i * columns**j for i, j in powers] for rows, columns in sizes]
     solution = np.linalg.solve(np.array(matrix, float), np.array(counts, float))
-    return round(float(np.dot(basis(engine.rows, engine.columns), solution)))
+    return round(float(np.dot([engine.rows**i * engine.columns**j for i, j in powers], solution)))
 
 
 @memory

@@ -17,7 +17,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
-from bitwright.engine.nest import Loop, Nest, Operation, Primitive, Value, Words, loops, read, reduce_to_two, steps, walk
+from bitwright.engine.nest import (
+    Loop,
+    Nest,
+    Operation,
+    Primitive,
+    Value,
+    Words,
+    loops,
+    read,
+    reduce_to_two,
+    steps,
+    walk,
+)
 from bitwright.engine.widths import state_values
 
 Integers = NDArray[np.int64]
@@ -189,8 +201,8 @@ class _Evaluation:
         k: Any = 0
         for index, at in indices.items():
             if index in self.strides:
-                at = at.here(index, indices)[0] if isinstance(at, _Visit) else at
-                k = k + at * self.strides[index]
+                place = at.here(index, indices)[0] if isinstance(at, _Visit) else at
+                k = k + place * self.strides[index]
         if isinstance(k, np.ndarray):
             return np.take_along_axis(self.a, k, 1) if name == "a" else self.b[k[:, 0]]
         return self.a[:, k, np.newaxis] if name == "a" else self.b[np.newaxis, k]
@@ -205,7 +217,9 @@ def run(nest: Nest, a: ArrayLike, b: ArrayLike, pad: bool = True) -> Integers:
     left, right = operands(nest, a, b)
     step = max((loop.stride for loop in loops(nest.body) if loop.dimension == "K" and loop.extent is None), default=1)
     if not pad and left.shape[1] % step:
-        raise InputError(f"K = {left.shape[1]} is not a multiple of {step}, which the nest takes at a time; allow padding.")
+        raise InputError(
+            f"K = {left.shape[1]} is not a multiple of {step}, which the nest takes at a time; allow padding."
+        )
     result = np.empty((left.shape[0], right.shape[1]), np.int64)
     rows = max(1, _CHUNK // (result.shape[1] * max(1, _spread(nest))))
     for start in range(0, result.shape[0], rows):

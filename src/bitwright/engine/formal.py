@@ -69,14 +69,18 @@ def formal_equivalence(engine: TensorEngine, whole: bool = False, timeout_s: flo
     """
     check_hardware(engine)
     if engine.serial:
-        raise InputError(f"{engine.nest.name}: proofs cover elements that work on all digits at once; verify it instead.")
+        raise InputError(
+            f"{engine.nest.name}: proofs cover elements that work on all digits at once; verify it instead."
+        )
     if whole and engine.a_bits > _MOST_SPLIT_BITS:
         raise InputError(
             f"The undivided proof takes the {1 << engine.a_bits} values of a {engine.a_bits}-bit operand one by one; "
             f"it is offered up to {_MOST_SPLIT_BITS} bits. Prove the pieces instead."
         )
     if whole and (engine.passes > 1 or engine.shares_encoders or len(operands(engine)[0]) > 1):
-        raise InputError(f"{engine.nest.name}: its elements do not multiply one whole operand; prove the pieces instead.")
+        raise InputError(
+            f"{engine.nest.name}: its elements do not multiply one whole operand; prove the pieces instead."
+        )
     component = _Statements(engine, whole)
     prepare = "read_rtlil statements.il\nhierarchy -top statements\nproc\nflatten\nopt\n"
     files = {"statements.il": rtlil_text(component)}

@@ -1,6 +1,6 @@
 """The rules of the notation: which nests compute a matrix product in hardware, and which moves are legal.
 
-1. half_reduce, add and accumulate move freely over K and BW, and nothing else may read all words of a dimension at once.
+1. half_reduce, add and accumulate move freely over K and BW; nothing else may read all words of a dimension at once.
 2. shift commutes with sums over K while bw is fixed inside them; words of different bit weights meet only shifted.
 3. A running sum over a temporal loop is an accumulator, or a carry-save pair added after the loop.
 4. A loop over non-zero digits takes as long as the data wants, so the array synchronises before its results are used.
@@ -107,7 +107,8 @@ def _check_lifetimes(nest: Nest) -> None:
                 lost = loop.dimension in ("K", "BW") and loop.index not in nest.words[name].per
                 if id(loop) not in inside and lost and not nest.words[name].state:
                     raise IllegalTransformation(
-                        1, f"{name!r} is made in the loop {loop.index!r} and read outside it, but not kept per {loop.index!r}."
+                        1, f"{name!r} is made in the loop {loop.index!r} and read outside it, but not kept for each of "
+                        "its iterations."
                     )
         made.update(dict.fromkeys(step.outputs, outside))
 
@@ -159,7 +160,9 @@ def _check_sparse(nest: Nest) -> None:
             if not loop.sparse:
                 continue
             if loop.sparse not in nest.words or nest.producer(loop.sparse).operation is not Operation.ENCODE:
-                raise IllegalTransformation(4, f"loop {loop.index!r} visits the digits of {loop.sparse!r}, which no encode makes.")
+                raise IllegalTransformation(
+                    4, f"loop {loop.index!r} visits the digits of {loop.sparse!r}, which no encode makes."
+                )
             if loop.index not in nest.words[loop.sparse].per:
                 raise IllegalTransformation(4, f"{loop.sparse!r} holds no digit per {loop.index!r}: encode them first.")
             temporal = {item.index for item in outside if not item.spatial and item.dimension in ("K", "BW")}

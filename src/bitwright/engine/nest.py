@@ -28,8 +28,8 @@ class Operation(StrEnum):
 
     CLEAR = "clear"  # -> zero
     ENCODE = "encode"  # operand -> digit of the current bit weight
-    # multiplicand, digit -> their product (a partial product); unsigned: plus 2^(bits-1); with a second output: a word and
-    # the 1 still to be added to it where the digit is negative
+    # multiplicand, digit -> their product (a partial product); unsigned: plus 2^(bits-1); with a second output: a word
+    # and the 1 still to be added to it where the digit is negative
     MAP = "map"
     MULTIPLY = "multiply"  # two operands -> their product, its structure left to the synthesis tool
     SHIFT = "shift"  # word -> word * radix^bw; word, increment -> the same, its increment still at weight one
@@ -170,10 +170,11 @@ def rewrite(body: Sequence[Statement], change: Callable[[Statement], Sequence[St
     result: list[Statement] = []
     for statement in body:
         if isinstance(statement, Loop):
-            statement = replace(statement, body=rewrite(statement.body, change))
-            if not statement.body:
-                continue
-        result.extend(change(statement))
+            inner = rewrite(statement.body, change)
+            if inner:
+                result.extend(change(replace(statement, body=inner)))
+        else:
+            result.extend(change(statement))
     return tuple(result)
 
 

@@ -142,7 +142,9 @@ def _block(lines: Sequence[tuple[int, str]], at: int, depth: int) -> tuple[tuple
 def _loop(line: tuple[int, str]) -> Loop:
     found = _LOOP.fullmatch(line[1].strip())
     if not found or found[2][0] not in _DIMENSIONS:
-        raise _error(line, "a loop such as `for kt in K step 4:` or `par bw in 4:`, its index starting with m, n, k or b")
+        raise _error(
+            line, "a loop such as `for kt in K step 4:` or `par bw in 4:`, its index starting with m, n, k or b"
+        )
     spatial, index, sparse = found[1] == "par", found[2], found["sparse"]
     if sparse and spatial:
         raise _error(line, "a temporal loop (for): one that visits non-zero digits only has no fixed extent")

@@ -111,7 +111,7 @@ def _power(
 def _instance_energies(
     netlist: Netlist, rate: FloatArray, timing: TimingReport
 ) -> Iterator[tuple[CellGroup, str, FloatArray]]:
-    """Dynamic energy per cycle of every instance of a group, (instances,), by kind: combinational, sequential, clock."""
+    """Dynamic energy per cycle of the instances of a group, (instances,): combinational, sequential or clock."""
     transitions = timing.net_transitions_s.max(0)
     voltage = netlist.library.voltage_v
     for group in netlist.groups:

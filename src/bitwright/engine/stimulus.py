@@ -23,8 +23,8 @@ Product = tuple[Integers, Integers]
 
 @dataclass(frozen=True)
 class Stimulus:
-    """The waveforms of some matrix products, one after the other; `steps` counts the operand vectors driven: K positions of
-    tiles, rows of A where B is stationary."""
+    """The waveforms of some matrix products, one after the other; `steps` counts the operand vectors driven: K
+    positions of tiles, rows of A where B is stationary."""
 
     waveforms: Waveforms
     products: int
@@ -153,7 +153,7 @@ def _grid(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Seq
                     for cycle in range(final + 1, final + 1 + rows):
                         record.expect("ready", cycle, 0)
                         for port in ("valid", "last") if record.noise else ():  # ignored while not ready
-                            record.drive(port, cycle, record.rng.integers(0, 2))
+                            record.drive(port, cycle, int(record.rng.integers(0, 2)))
                     first = final + (rows if hops else 1) + engine.latency + 1 + sum(engine.output_cycles)
                     for column in range(columns):
                         for row in range(rows):
@@ -163,7 +163,11 @@ def _grid(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Seq
                             valid = record.seen["result_valid"].get(cycle, 0)
                             record.expect("result_valid", cycle, valid | 1 << column)
                             if several:
-                                record.drive(f"partial_{column}", cycle - engine.output_cycles[1], sums[index - 1][place] if index else 0)
+                                record.drive(
+                                    f"partial_{column}",
+                                    cycle - engine.output_cycles[1],
+                                    sums[index - 1][place] if index else 0,
+                                )
                     ending = first + rows - 1 + (columns - 1 if hops else 0)
                     record.expect("done", ending, 1)
                     start = final + 1 + rows
@@ -184,7 +188,9 @@ def _weight_stationary(record: _Recorder, products: Sequence[Product]) -> tuple[
             before = np.zeros((a.shape[0], columns), np.int64)
             for block in range(0, left.shape[1], depth):
                 tile = right[block : block + depth, side : side + columns]
-                after = wrap(left[:, : block + depth] @ right[: block + depth, side : side + columns], engine.accumulator_bits)
+                after = wrap(
+                    left[:, : block + depth] @ right[: block + depth, side : side + columns], engine.accumulator_bits
+                )
                 for link in range(depth):
                     record.drive("load", load + link, 1)
                     for column in range(columns):
@@ -225,7 +231,9 @@ def _serial(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, S
                     row = top_row + column
                     part = [item[row, side : side + size] for item in sums]
                     ends.append(
-                        _serial_column(record, column, start, left[row], digits[row], right[:, side : side + size], part)
+                        _serial_column(
+                            record, column, start, left[row], digits[row], right[:, side : side + size], part
+                        )
                     )
                 record.expect("synchronised", max(ends), 1)
                 start = max(ends) + size

@@ -4,13 +4,13 @@ Two conventions count cycles of C (m, n) = A (m, k) @ B (k, n); R rows, C column
 
 overlapped drain (ours): exactly what our RTL takes, from the cycle the first operands stand at the ports through the
 cycle the last result does. S = ceil(k / K positions per step) steps, P passes (one per bit weight when that loop is
-temporal, else 1), L the registers between ports and state (hoisted encoders, pipeline stages, the chain of a cube), O the
-cycles of the output stage.
-    os: P * tiles * (S + R) + R + C - 1 + L + O. A pass occupies the first row for S steps and R drain steps, the skewed fill of
-        the next overlaps the drain; tiles = ceil(m/R) * ceil(n/C).
+temporal, else 1), L the registers between ports and state (hoisted encoders, pipeline stages, the chain of a cube), O
+the cycles of the output stage.
+    os: P * tiles * (S + R) + R + C - 1 + L + O. A pass occupies the first row for S steps and R drain steps, the skewed
+        fill of the next overlaps the drain; tiles = ceil(m/R) * ceil(n/C).
     matrix2d, cube, tree: P * tiles * (S + R) + 1 + L + O. No skew: operands are broadcast (tree: R = 1).
-    ws: (P * tiles - 1) * max(m, 2 D) + m + 2 D + C + L + O; tiles = ceil(k/D) * ceil(n/C). The weights of the next tile load through a
-        second register once the last row has begun the current tile.
+    ws: (P * tiles - 1) * max(m, 2 D) + m + 2 D + C + L + O; tiles = ceil(k/D) * ceil(n/C). The weights of the next tile
+        load through a second register once the last row has begun the current tile.
     serial engines: as many as the digits of A need, see `engine.serial_cycles`.
 scale-sim (SCALE-Sim v3, `Total Cycles` without stalls and prefetch, counted from cycle 0 to the last one):
     os: tiles * (k + R + C - 2) - 1.    ws: tiles * (D + m + D + C - 2) - 1: every tile is charged its load.
@@ -205,8 +205,10 @@ def buffer_accesses(engine: TensorEngine, gemm: Gemm) -> tuple[int, int, int]:
     a, b, result = gemm.m * gemm.k, gemm.k * gemm.n, gemm.m * gemm.n
     passes = engine.passes
     if engine.dataflow == "ws":
-        return gemm.batch * a * column_tiles * passes, gemm.batch * b * passes, (
-            gemm.batch * result * (2 * row_tiles * passes - 1)
+        return (
+            gemm.batch * a * column_tiles * passes,
+            gemm.batch * b * passes,
+            (gemm.batch * result * (2 * row_tiles * passes - 1)),
         )
     reads = gemm.batch * passes
     return reads * a * column_tiles, reads * b * row_tiles, gemm.batch * result * (2 * passes - 1)

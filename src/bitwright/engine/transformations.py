@@ -348,7 +348,7 @@ def hoist_encode(nest: Nest) -> Nest:
         remaining = replace(columns, body=rest)
     # The digits now outlive the spatial loops they are made in: one for each of their iterations.
     around = {
-        step.outputs[0]: [loop.index for loop in outside if loop.spatial] for step, outside in placed_steps(encoders)
+        step.outputs[0]: [loop.index for loop in outside if loop.spatial and loop.dimension in ("K", "BW")] for step, outside in placed_steps(encoders)
         if step.operation is Operation.ENCODE
     }  # fmt: skip
     values = tuple(
@@ -372,6 +372,8 @@ def lanes(nest: Nest, count: str | int) -> Nest:
     sparse = next((loop for loop in loops(nest.body) if loop.sparse), None)
     if sparse is None or nest.has_loop("lane"):
         raise IllegalTransformation(4, "lanes need one loop over non-zero digits: insert_sparse first, and only once.")
+    if sparse.dimension != "K":
+        raise IllegalTransformation(4, f"lanes deal groups of K, but {sparse.index!r} visits digits of one operand.")
     outer = nest.loop("kt")
     maps = [item for item in steps(sparse.body) if item.operation in (Operation.MAP, Operation.SHIFT)]
     made = {name for item in maps for name in item.outputs} | {"a", "b", str(sparse.sparse)}

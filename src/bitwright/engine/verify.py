@@ -70,9 +70,7 @@ def verify(
     return _report(driven, result)
 
 
-def verify_netlist(
-    engine: TensorEngine, library: Library, seed: int = 0, vectors: int = 300
-) -> VerificationReport:
+def verify_netlist(engine: TensorEngine, library: Library, seed: int = 0, vectors: int = 300) -> VerificationReport:
     """Map the engine to gates and simulate the whole netlist. Raises as `verify` and `synthesis.synthesise_array`."""
     from bitwright.engine.engine_gates import part_names
 
@@ -93,9 +91,7 @@ def random_stimulus(engine: TensorEngine, seed: int, vectors: int) -> Stimulus:
     return stimulus(engine, matrix_products(engine, rng, vectors), rng)
 
 
-def matrix_products(
-    engine: TensorEngine, rng: np.random.Generator, vectors: int
-) -> list[tuple[Integers, Integers]]:
+def matrix_products(engine: TensorEngine, rng: np.random.Generator, vectors: int) -> list[tuple[Integers, Integers]]:
     """The products that `verify` runs, together at least `vectors` operand vectors."""
     step, columns = engine.step, engine.columns
     rows = engine.rows if engine.dataflow not in ("ws", "tree") else 4

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
 from bitwright.engine.nest import Loop, Nest, Operation, Step, Value, placed_steps
@@ -32,8 +30,10 @@ class Range:
 
     def times(self, count: int) -> Range:
         """The range of a sum of `count` such words."""
-        bounds = (bound * count for bound in (self.low, self.high, self.free_low, self.free_high))
-        return Range(*bounds, self.terms * count, self.weighted)
+        return Range(
+            self.low * count, self.high * count, self.free_low * count, self.free_high * count,
+            self.terms * count, self.weighted,
+        )  # fmt: skip
 
     def plus(self, other: Range) -> Range:
         """The range of the sum of two words."""

@@ -1,4 +1,4 @@
-"""Hardware of tensor engines, generated from their nests: which modules there are, as RTLIL, Verilog and for simulation.
+"""Hardware of tensor engines, generated from their nests, as RTLIL, as Verilog and for simulation.
 
 All words are two's complement, everything happens on the rising edge of `clk`. The top module `tensor_engine` is
 described in `rtl.grid`, `rtl.weight_stationary` and `rtl.serial`, its parts in `rtl.elements`.
@@ -49,6 +49,17 @@ def check_hardware(engine: TensorEngine) -> None:
             raise InputError(
                 f"{nest.name}: hardware with temporal bit weights shifts after the loop over K; apply hoist_shift too."
             )
+        if step.operation is Operation.REGISTER and not inside_k:
+            raise InputError(
+                f"{nest.name}: {step.inputs[0]!r} is registered after the loop over K, where the output stage has "
+                "cycles of its own; pipeline words inside that loop."
+            )
+    for loop in placed_loops(engine):
+        if loop.sparse and (engine.dataflow not in ("os", "matrix2d") or loop.dimension != "K" or engine.passes == 1):
+            raise InputError(
+                f"{nest.name}: hardware visits non-zero digits of several positions of K at one bit weight, in os and "
+                f"matrix2d arrays (opt3), not loop {loop.index!r} of a {engine.dataflow} array."
+            )
     order = [loop.index for loop in placed_loops(engine) if not loop.spatial and loop.index in ("bw", "kt")]
     if order[:1] == ["kt"] and "bw" in order:
         raise InputError(f"{nest.name}: hardware goes through K once per bit weight; apply `reorder kt bw`.")
@@ -57,7 +68,9 @@ def check_hardware(engine: TensorEngine) -> None:
     )
     for loop in placed_loops(engine):
         if loop.dimension in ("K", "BW") and loop.index not in known:
-            raise InputError(f"{nest.name}: hardware has no place for the loop {loop.index!r}; it knows {', '.join(known)}.")
+            raise InputError(
+                f"{nest.name}: hardware has no place for the loop {loop.index!r}; it knows {', '.join(known)}."
+            )
         if loop.dimension == "K" and not loop.spatial and not loop.sparse and loop.index != "kt":
             raise InputError(f"{nest.name}: loop {loop.index!r} is temporal inside an element; unroll it.")
     if engine.dataflow == "ws" and (engine.passes > 1 or engine.step != engine.depth):

@@ -54,9 +54,7 @@ class Arithmetic:
     `issued`: digits are never zero and come as 2-bit selects (serial engines).
     """
 
-    def __init__(
-        self, module: Module, nest: Nest, weight: Any = None, bias: Any = None, issued: bool = False
-    ) -> None:
+    def __init__(self, module: Module, nest: Nest, weight: Any = None, bias: Any = None, issued: bool = False) -> None:
         self.module, self.nest, self.weight, self.bias, self.issued = module, nest, weight, bias, issued
         self._negative: dict[int, Any] = {}
         self._names: dict[str, int] = {}
@@ -120,7 +118,9 @@ class Arithmetic:
             self._negative[id(b)] = negate(self.module, b, self._name("minus_b"))
         bits, name = out[0].bits, self._name(out[0].name)
         if self.issued:
-            made = select_issued_multiple(self.module, code, b, self._negative[id(b)], max(bits, len(b) + 2), name)[:bits]
+            made = select_issued_multiple(self.module, code, b, self._negative[id(b)], max(bits, len(b) + 2), name)[
+                :bits
+            ]
             made = self._word(f"{name}_multiple", signed(bits), made.as_signed())
         else:
             made = select_multiple(self.module, str(self.nest.encoding), code, b, self._negative[id(b)], bits, name)

@@ -105,7 +105,9 @@ def chain_states(engine: TensorEngine) -> tuple[tuple[Value, tuple[int, ...]], .
     ]
     nest = engine.nest
     return tuple(
-        (nest.words[name], key) for name in carried for key in product(*(range(nest.extent(i)) for i in nest.words[name].per))
+        (nest.words[name], key)
+        for name in carried
+        for key in product(*(range(nest.extent(i)) for i in nest.words[name].per))
     )
 
 
@@ -224,7 +226,9 @@ def _after_chain(body: Sequence[Statement], carried: set[str]) -> Iterator[State
                 continue
             kept = tuple(_after_chain(statement.body, carried))
             if kept:
-                yield Loop(statement.index, statement.dimension, statement.extent, statement.spatial, kept, statement.stride)
+                yield Loop(
+                    statement.index, statement.dimension, statement.extent, statement.spatial, kept, statement.stride
+                )
         elif not (statement.operation is Operation.CLEAR and set(statement.outputs) <= carried):
             yield statement
 

@@ -16,6 +16,7 @@ from typing import Any
 from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, ResetSignal, Signal, signed, unsigned
 
 from bitwright.engine.evaluate import bias_per_step
+from bitwright.engine.nest import Words
 from bitwright.engine.rtl.arithmetic import Arithmetic, Component, Design, label
 from bitwright.engine.rtl.elements import (
     ChainElement,
@@ -30,7 +31,6 @@ from bitwright.engine.rtl.elements import (
     states,
     weight_bits,
 )
-from bitwright.engine.nest import Words
 from bitwright.engine.tensor_engine import TensorEngine
 
 Key = tuple[str, tuple[int, ...]]
@@ -248,7 +248,7 @@ class Grid(Assembly):
         module.d.sync += self.outputs["done"].eq(here & ~before)
 
     def _bias(self, module: Module, drain: Any) -> Any:
-        """What the state that leaves column 0 holds besides its sum, from the steps it has made since it was drained."""
+        """What the state that leaves column 0 holds besides its sum: the bias of its steps since it was drained."""
         if "bias" not in OutputStage(self.engine).inputs:
             return None
         bias = Signal(bias_bits(self.engine), name="bias", reset_less=True)

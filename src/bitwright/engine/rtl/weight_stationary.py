@@ -3,8 +3,9 @@
 Module `tensor_engine`: `rst`, `load` with `b_<column>` (D = depth cycles, the last row of the tile first), `valid` with
 `a_<k>` (one row of A), `first` with the first row of a tile (takes the loaded B over), `partial_<column>` (the sum of
 the tiles before, zero for the first) -> `result_<column>`, `result_valid` (one bit per column). Column j is j cycles
-later than column 0: it expects `partial_<j>` 1 + L + j cycles after its row of A, and shows the result D + 1 + O + L + j
-cycles after it (L: pipeline stages and a shared encoder, O: cycles of the output stage). The next tile may be loaded from D cycles after `first` on.
+later than column 0: it expects `partial_<j>` 1 + L + j cycles after its row of A, and shows the result
+D + 1 + O + L + j cycles after it (L: pipeline stages and a shared encoder, O: cycles of the output stage). The next
+tile may be loaded from D cycles after `first` on.
 """
 
 from __future__ import annotations
