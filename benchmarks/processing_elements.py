@@ -1,4 +1,4 @@
-"""The two processing elements under every cell library found here, beside published SAED32 reports.
+"""Processing elements, multiply-accumulate and OPT1, under every cell library here, beside published SAED32 reports.
 
     python benchmarks/processing_elements.py [LIBERTY ...]
 
@@ -16,9 +16,9 @@ from bitwright.engine import rtl
 from bitwright.engine.libraries import find_library, library_names
 from bitwright.engine.power import vectorless_power
 from bitwright.engine.synthesis import GateReport, synthesise
-from bitwright.engine.systolic import SystolicArray
+from bitwright.engine.tensor_engine import TensorEngine
 
-ELEMENTS = {"multiply-accumulate": "MAC", "compressed-accumulation": "OPT1"}
+ELEMENTS: dict[str, tuple[str, ...]] = {"MAC": (), "OPT1": ("opt1",)}
 # Ratios OPT1 / MAC of the SAED32 synthesis reports released with the paper (32 nm educational kit, TT 0.85 V 25 C,
 # Design Compiler, vectorless power at the constraint period): arrival-time frequency, cell area at the highest
 # frequency, area
@@ -41,8 +41,8 @@ def main(extra: list[str]) -> None:
     for name in [*library_names(), *extra]:
         library = find_library(name)
         rows, reports, energies = {}, [], []
-        for element, short in ELEMENTS.items():
-            source = rtl.generate_processing_element(SystolicArray(16, 16, element))
+        for short, transformations in ELEMENTS.items():
+            source = rtl.generate_part(TensorEngine(16, 16, transformations), "pe")
             report = synthesise(source, "pe", library)
             power = vectorless_power(report.netlist(library), report.period_s or report.longest_path_s)
             rows[short] = row(report, power.energy_j_per_cycle)

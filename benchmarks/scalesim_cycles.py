@@ -1,4 +1,4 @@
-"""Cycle counts of systolic arrays: `bitwright.engine.systolic.cycles` against SCALE-Sim 3.0, row by row.
+"""Cycle counts of systolic arrays: `bitwright.engine.tensor_engine.cycles` against SCALE-Sim 3.0, row by row.
 
 SCALE-Sim runs as a subprocess in an environment of its own:
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from bitwright.core.errors import BitwrightError, ToolError
 from bitwright.core.files import write_json
-from bitwright.engine.systolic import SystolicArray, cycles
+from bitwright.engine.tensor_engine import TensorEngine, cycles
 
 RESULT = Path(__file__).parent / "results" / "scalesim_cycles.json"
 # rows, columns, dataflow, products (m, n, k)
@@ -118,7 +118,7 @@ def run_peer(
     return counts, float(done.stdout.rsplit("seconds", 1)[1])
 
 
-def run_ours(array: SystolicArray, gemms: list[tuple[int, int, int]]) -> tuple[list[int], float]:
+def run_ours(array: TensorEngine, gemms: list[tuple[int, int, int]]) -> tuple[list[int], float]:
     """The same counts, one call per product, and the seconds of the median of 201 repetitions of them all."""
     seconds = []
     for _ in range(201):
@@ -139,7 +139,8 @@ def main() -> int:
     runs: list[dict[str, Any]] = []
     for rows, columns, dataflow, gemms in CASES:
         theirs, peer_seconds = run_peer(peer, rows, columns, dataflow, gemms, options.timeout)
-        ours, our_seconds = run_ours(SystolicArray(rows, columns, dataflow=dataflow), gemms)
+        shape = {"rows": 1, "depth": rows} if dataflow == "ws" else {"rows": rows}
+        ours, our_seconds = run_ours(TensorEngine(columns=columns, dataflow=dataflow, **shape), gemms)
         for (m, n, k), their, our in zip(gemms, theirs, ours, strict=True):
             rows_out.append({"rows": rows, "columns": columns, "dataflow": dataflow, "m": m, "n": n, "k": k,
                              "scalesim_cycles": their, "bitwright_cycles": our, "equal": their == our})  # fmt: skip

@@ -16,7 +16,7 @@ _MAIN = [sys.executable, "-c", "from bitwright.cli.main import main; main()"]
 _STUDY = """
 title: a [bold]study[/bold]
 model: {name: smollm2-135m, window: 32, tokens: 64}
-engines: [{name: mac, processing_element: multiply-accumulate, rows: 2, columns: 2}]
+engines: [{name: mac, dataflow: os, rows: 2, columns: 2}]
 buffer: {capacity: 64 KiB, energy: 12.5 pJ/B, source: somebody}
 memory: lpddr5-6400
 """
@@ -65,7 +65,8 @@ def test_commands_stand_in_the_order_of_a_study(environment: dict[str, str]) -> 
 
 @pytest.mark.parametrize(
     "command",
-    ["evaluate", "trace", "engine generate", "engine verify", "engine synthesise", "machine list", "machine show",
+    ["evaluate", "trace", "engine generate", "engine verify", "engine synthesise",
+     "engine transform", "engine cycles", "machine list", "machine show",
      "machine measure", "systems", "reproduce", "cache show", "cache clear"],
 )  # fmt: skip
 def test_help_teaches_with_an_example_and_every_command_offers_json(command: str, environment: dict[str, str]) -> None:
@@ -86,7 +87,17 @@ def test_help_teaches_with_an_example_and_every_command_offers_json(command: str
         (["trace", "gpt2", "--machine", "nosuch"], ["'nosuch'", "a100-40g"]),
         (["trace", "gpt2", "--machine", ""], ["a100-40g"]),
         (["machine", "show", "nosuch"], ["'nosuch'", "a100-40g"]),
-        (["engine", "generate", "-p", "nosuch"], ["'nosuch'", "multiply-accumulate"]),
+        (["engine", "generate", "-t", "nosuch"], ["'nosuch'", "opt1", "sign_free"]),
+        (["engine", "generate", "-d", "nosuch"], ["'nosuch'", "matrix2d"]),
+        (["engine", "generate", "-e", "nosuch"], ["'nosuch'", "mbe"]),
+        (["engine", "generate", "--part", "nosuch"], ["'nosuch'", "output_stage"]),
+        (["engine", "generate", "--nest", "--part", "pe"], ["one of --nest"]),
+        (["engine", "generate", "-t", "split kt"], ["split INDEX FACTOR NAME"]),
+        (["engine", "cycles", "0", "1", "1"], ["m is 0"]),
+        (["engine", "cycles", "1", "1", "1", "--sigma", "3"], ["--sigma is for serial engines"]),
+        (["engine", "transform", "no.txt"], ["no.txt"]),
+        (["engine", "verify", "--netlist", "osu018", "--vcd", "x.vcd"], ["--netlist"]),
+        (["engine", "verify", "--netlist", "nosuch"], ["'nosuch'", "predictive-28nm"]),
         (["engine", "synthesise", "--rows", "1", "--columns", "1", "-l", "nosuch"], ["'nosuch'", "predictive-28nm"]),
         (["systems", "nosuch"], ["'nosuch'", "bitweight-tpe"]),
         (["cache", "clear", "nosuch"], ["'nosuch'"]),
@@ -127,7 +138,14 @@ def test_planned_system_is_not_a_usage_error(environment: dict[str, str]) -> Non
         ("name: mac,", 'name: "[x]",', ["[a-z]", "given '[x]'"]),
         ("lpddr5-6400", "nosuch", ["'nosuch'", "lpddr5-6400"]),
         ("smollm2-135m", "nosuch", ["'nosuch'", "smollm2-135m"]),
-        ("multiply-accumulate", "nosuch", ["multiply-accumulate", "nosuch"]),
+        ("dataflow: os", "dataflow: nosuch", ["engines.0.dataflow", "nosuch", "matrix2d"]),
+        ("dataflow: os", "transformations: [nosuch]", ["study.yaml", "'mac'", "'nosuch'", "sign_free"]),
+        (
+            "dataflow: os",
+            "transformations: [hoist_shift]",
+            ["study.yaml", "'mac'", "Rule 2", "`hoist_shift`", "par bw"],
+        ),
+        ("dataflow: os", "nest: x.txt", ["engines.0", "engine transform"]),
         ("title:", "seed: -1\ntitle:", ["seed", "given -1"]),
         ("title:", "libraries: []\ntitle:", ["libraries", "at least 1"]),
         ("title:", "libraries: [nosuch]\ntitle:", ["'nosuch'", "predictive-28nm"]),
@@ -185,6 +203,57 @@ def test_unusable_libraries(text: str, word: str, environment: dict[str, str], t
     assert_one_error(run(environment, *arguments), 2, word)
 
 
+def test_a_nest_is_written_transformed_and_an_illegal_step_explained(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    from bitwright.engine.notation import parse_nest, print_nest
+    from bitwright.engine.tensor_engine import TensorEngine
+
+    path = tmp_path / "nest.txt"
+    assert (
+        run(environment, "engine", "generate", "--nest", "--rows", "4", "--columns", "4", "-o", str(path)).stderr == ""
+    )
+    done = run(environment, "engine", "transform", str(path), "-t", "retime_add p", "-t", "retime_add acc")
+    wanted = print_nest(TensorEngine(4, 4, ("retime_add p", "retime_add acc")).nest)
+    assert parse_nest(done.stdout) == parse_nest(wanted)
+    piped = run(environment, "engine", "transform", "-", "-t", "opt1", "--json", input=path.read_text())
+    assert parse_nest(json.loads(piped.stdout)["nest"]) == TensorEngine(4, 4, ("opt1",)).nest
+    done = run(environment, "engine", "transform", str(path), "-t", "roll bw", "-t", "hoist_shift")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: Rule 2")
+    assert parse_nest(done.stderr[done.stderr.index("nest ") :]).loop("bw").spatial is False
+    path.write_text(path.read_text().replace("encode", "encoed"))
+    assert_one_error(run(environment, "engine", "transform", str(path)), 2, "encoed", "encode", "Line")
+
+
+def test_engine_outputs(environment: dict[str, str], tmp_path: Path) -> None:
+    small = ["--rows", "2", "--columns", "2", "-t", "opt4c"]
+    pe = run(environment, "engine", "generate", *small, "--part", "pe").stdout
+    assert "module pe" in pe
+    assert "endmodule" in pe
+    assert "module tensor_engine" not in pe
+    done = run(environment, "engine", "generate", *small, "--testbench", str(tmp_path / "bench"), "--json")
+    written = json.loads(done.stdout)["written"]
+    assert sorted(written) == sorted(str(path) for path in (tmp_path / "bench").iterdir())
+    assert {"design.v", "testbench.v", "test_tensor_engine.py"} <= {Path(path).name for path in written}
+    vcd = tmp_path / "waves.vcd"
+    done = run(environment, "engine", "verify", *small, "--vectors", "20", "--simulator", "amaranth", "--vcd", str(vcd))
+    assert "equal in every cycle" in done.stdout
+    assert "$enddefinitions" in vcd.read_text()
+
+
+def test_cycles_of_the_command_are_those_of_the_model(environment: dict[str, str]) -> None:
+    from bitwright.engine.tensor_engine import TensorEngine, cycles
+
+    done = run(environment, "engine", "cycles", "40", "30", "20", "-d", "cube", "--columns", "8", "--json")
+    data = json.loads(done.stdout)
+    assert data["cycles"] == cycles(TensorEngine(4, 8, dataflow="cube", depth=4), 40, 30, 20)
+    assert data["evidence"] == "simulated"
+    serial = run(environment, "engine", "cycles", "40", "30", "20", "-t", "opt3", "--sigma", "20", "--json")
+    assert json.loads(serial.stdout)["evidence"] == "predicted"
+
+
 def test_missing_tool(environment: dict[str, str], tmp_path: Path) -> None:
     environment["BITWRIGHT_YOSYS"] = str(tmp_path / "nosuch-yosys")
     assert_one_error(run(environment, "engine", "generate", "--rows", "1", "--columns", "1"), 1, "nosuch-yosys")
@@ -232,6 +301,8 @@ def test_closed_pipe_is_silent(environment: dict[str, str]) -> None:
         ["systems"],
         ["cache", "show"],
         ["engine", "verify", "--rows", "1", "--columns", "1", "--vectors", "30", "--simulator", "amaranth"],
+        ["engine", "generate", "--nest", "-t", "opt1"],
+        ["engine", "cycles", "64", "64", "64", "-t", "opt4c", "--sigma", "20"],
     ],
 )
 def test_json_is_all_of_standard_output(arguments: list[str], environment: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Exact evaluation against numpy's integer product, and the register-by-register array against both."""
+"""Exact evaluation of every dataflow, sequence, width and encoding against numpy's integer product."""
 
 import numpy as np
 import pytest
@@ -6,97 +6,77 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.core.errors import InputError
-from bitwright.engine.evaluate import evaluate, operand_streams, operate, wrap
-from bitwright.engine.systolic import SystolicArray, cycles
+from bitwright.engine.baselines import gemm
+from bitwright.engine.evaluate import run, wrap
+from bitwright.engine.transformations import apply
 
-VARIANTS = [
-    ("multiply-accumulate", "booth", "mbe"),
-    ("multiply-accumulate", "tool", "mbe"),
-    ("compressed-accumulation", "booth", "mbe"),
-    ("compressed-accumulation", "booth", "ent"),
-    ("compressed-accumulation", "booth", "csd"),
-    ("compressed-accumulation", "booth", "twos-complement"),
-    ("multiply-accumulate", "booth", "csd"),
-]
+PARALLEL = [(dataflow, sequence) for dataflow in ("os", "ws", "cube", "tree", "matrix2d") for sequence in ((), ("opt1",), ("opt2",))]
+SERIAL = [(dataflow, (name,)) for dataflow in ("os", "matrix2d") for name in ("opt3", "opt4c", "opt4e")]
+ENCODINGS = ["mbe", "ent", "csd", "twos-complement", "sign-magnitude"]
 
 
-def make(variant, rows=4, columns=3, **widths):
-    element, multiplier, encoding = variant
-    return SystolicArray(rows, columns, element, multiplier=multiplier, encoding=encoding, **widths)
+def make(dataflow, sequence=(), encoding="mbe", a_bits=8, b_bits=8, accumulator_bits=None):
+    depth = 1 if dataflow in ("os", "matrix2d") else 4
+    bits = accumulator_bits or a_bits + b_bits + 12
+    nest = gemm(dataflow, 1 if dataflow in ("ws", "tree") else 3, 2, depth, a_bits, b_bits, bits, encoding)
+    return apply(nest, *sequence)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 5, 3), (36, 98, 47)])
-def test_equals_the_integer_product(variant, shape):
-    m, k, n = shape
-    rng = np.random.default_rng(m)
-    a, b = rng.integers(-128, 128, (m, k), np.int8), rng.integers(-128, 128, (k, n), np.int8)
-    np.testing.assert_array_equal(evaluate(make(variant), a, b), a.astype(np.int64) @ b.astype(np.int64))
+def operands(rng, m, k, n, a_bits=8, b_bits=8):
+    return (rng.integers(-(1 << (a_bits - 1)), 1 << (a_bits - 1), (m, k)),
+            rng.integers(-(1 << (b_bits - 1)), 1 << (b_bits - 1), (k, n)))  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("extremes", [(-128, -128), (-128, 127), (127, 127)])
-def test_extreme_operands(variant, extremes):
-    a, b = np.full((5, 33), extremes[0]), np.full((33, 5), extremes[1])
-    np.testing.assert_array_equal(evaluate(make(variant), a, b), a @ b)
+@pytest.mark.parametrize("free", [(), ("sign_free",)])
+@pytest.mark.parametrize(("dataflow", "sequence"), PARALLEL + SERIAL)
+def test_equals_the_integer_product(dataflow, sequence, free):
+    nest, rng = make(dataflow, sequence + free), np.random.default_rng(1)
+    for shape in ((1, 1, 1), (7, 5, 3), (36, 98, 47)):
+        a, b = operands(rng, *shape)
+        np.testing.assert_array_equal(run(nest, a, b), a @ b)
+    for low, high in ((-128, -128), (-128, 127), (127, 127)):
+        a, b = np.full((5, 33), low), np.full((33, 3), high)
+        np.testing.assert_array_equal(run(nest, a, b), a @ b)
 
 
-@pytest.mark.parametrize("variant", VARIANTS[:3])
-def test_every_pair_of_int8(variant):
+@pytest.mark.parametrize(("a_bits", "b_bits"), [(4, 4), (6, 6), (16, 16), (4, 8)])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("sequence", [(), ("opt1",), ("opt2", "sign_free"), ("opt4c",), ("opt4e", "sign_free")])
+def test_widths_and_encodings(sequence, encoding, a_bits, b_bits):
+    nest = make("os", sequence, encoding, a_bits, b_bits)
+    a, b = operands(np.random.default_rng(2), 6, 11, 5, a_bits, b_bits)
+    a[0], b[:, 0] = -(1 << (a_bits - 1)), -(1 << (b_bits - 1))
+    np.testing.assert_array_equal(run(nest, a, b), a @ b)
+
+
+@pytest.mark.parametrize("sequence", [(), ("opt1", "sign_free"), ("carry_in_negation",)])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_pair_of_int8(sequence, encoding):
     values = np.arange(-128, 128)
-    got = evaluate(make(variant, 256, 256), values[:, None], values[None, :])
+    got = run(make("os", sequence, encoding), values[:, None], values[None, :])
     np.testing.assert_array_equal(got, np.multiply.outer(values, values))
 
 
+@pytest.mark.parametrize("dataflow", ["os", "ws", "cube", "tree"])
+def test_opaque_product(dataflow):
+    a, b = operands(np.random.default_rng(3), 7, 9, 5)
+    np.testing.assert_array_equal(run(make(dataflow, encoding=None), a, b), a @ b)
+
+
 @settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from(VARIANTS), st.sampled_from([2, 4, 6, 8, 12, 16]), st.sampled_from([2, 3, 4, 8, 16]),
-    st.integers(0, 32), st.integers(0, 2**32),
-)  # fmt: skip
-def test_wraps_modulo_the_accumulator(variant, a_bits, b_bits, extra, seed):
-    bits = min(64, a_bits + b_bits + extra % 5)
-    rng = np.random.default_rng(seed)
-    a = rng.integers(-(1 << (a_bits - 1)), 1 << (a_bits - 1), (3, 40))
-    b = rng.integers(-(1 << (b_bits - 1)), 1 << (b_bits - 1), (40, 2))
-    array = make(variant, a_bits=a_bits, b_bits=b_bits, accumulator_bits=bits)
-    exact = [[int(sum(int(x) * int(y) for x, y in zip(row, column, strict=True))) for column in b.T] for row in a]
-    expected = [[(c + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1)) for c in row] for row in exact]
-    assert evaluate(array, a, b).tolist() == expected
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.sampled_from(VARIANTS[:3]), st.integers(1, 5), st.integers(1, 5), st.integers(1, 11), st.integers(1, 9),
-    st.integers(1, 11), st.integers(0, 2**32),
-)  # fmt: skip
-def test_the_array_register_by_register(variant, rows, columns, m, k, n, seed):
-    rng = np.random.default_rng(seed)
-    a, b = rng.integers(-128, 128, (m, k)), rng.integers(-128, 128, (k, n))
-    trace = operate(make(variant, rows, columns), a, b)
-    np.testing.assert_array_equal(trace.result, a @ b)
-    assert trace.cycles == cycles(make(variant, rows, columns), m, n, k)
-
-
-def test_operand_streams_pass_through_every_element():
-    rng = np.random.default_rng(3)
-    array = make(VARIANTS[2], 3, 4)
-    a, b = rng.integers(-128, 128, (3, 6)), rng.integers(-128, 128, (6, 4))
-    streams = operand_streams(array, a, b)
-    assert sorted(streams) == ["a_in", "b_in", "c_in", "drain_in", "s_in"]
-    total = int(cycles(array, 3, 4, 6))
-    for row in range(3):
-        for column in range(4):
-            assert streams["a_in"].shape == (total, 3, 4)
-            start = row + column
-            assert streams["a_in"][start : start + 6, row, column].tolist() == a[row].tolist()
-            assert streams["b_in"][start : start + 6, row, column].tolist() == b[:, column].tolist()
-            assert streams["drain_in"][:, row, column].sum() == row + 1
-    assert not streams["s_in"][:, 0].any()  # zeros enter at the north
+@given(st.sampled_from([(), ("opt1",), ("opt1", "sign_free")]), st.sampled_from(ENCODINGS), st.integers(16, 20), st.integers(0, 2**32))
+def test_wraps_modulo_the_accumulator(sequence, encoding, bits, seed):
+    a, b = operands(np.random.default_rng(seed), 3, 60, 2)
+    a[:1], b[:, :1] = -128, -128
+    expected = (a @ b + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
+    np.testing.assert_array_equal(run(make("os", sequence, encoding, accumulator_bits=bits), a, b), expected)
 
 
 @given(st.integers(-(2**62), 2**62), st.integers(1, 64))
 def test_wrap(value, bits):
     assert int(wrap(value, bits)) == (value + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
+    if bits < 63:
+        assert int(wrap(value, bits, signed=False)) == value % (1 << bits)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +90,11 @@ def test_wrap(value, bits):
 )
 def test_bad_operands(a, b, message):
     with pytest.raises(InputError, match=message):
-        evaluate(SystolicArray(2, 2), a, b)
+        run(make("os"), a, b)
 
 
-def test_weight_stationary_arrays_are_not_operated():
-    with pytest.raises(InputError, match="output-stationary"):
-        operate(SystolicArray(2, 2, dataflow="ws"), np.ones((1, 1), int), np.ones((1, 1), int))
+def test_padding_can_be_forbidden():
+    a, b = operands(np.random.default_rng(0), 2, 6, 2)
+    with pytest.raises(InputError, match="K = 6 is not a multiple of 4"):
+        run(make("os", ("opt2",)), a, b, pad=False)
+    np.testing.assert_array_equal(run(make("os", ("opt1",)), a, b, pad=False), a @ b)

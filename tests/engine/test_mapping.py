@@ -2,20 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitwright.core.errors import InputError
 from bitwright.core.workload import Gemm, Kind, Operator, Role, Tensor, Workload
-from bitwright.engine.mapping import System, map_operator, map_workload, panel_traffic, schedule
-from bitwright.engine.systolic import SystolicArray
+from bitwright.engine.digit_profiles import measure_profile, normal_profile
+from bitwright.engine.mapping import System, map_gemm, map_operator, map_workload, schedule
+from bitwright.engine.network_cost import same_statistics
+from bitwright.engine.operand_traffic import panel_traffic
+from bitwright.engine.stimulus import stimulus
+from bitwright.engine.tensor_engine import TensorEngine, cycles
 
-
-class ArrayShape:
-    """Only the shape matters for traffic."""
-
-    rows = 4
-    columns = 8
+SHAPE = (4, 8)
 
 
 def walk(lines, tile, streamed, k, room):
@@ -44,12 +45,12 @@ def test_panel_traffic_equals_a_walk_of_the_schedule(m, n, k, buffer_bytes, batc
     # An operand that fits whole needs no tile alignment.
     if min(m, n) * k <= room:
         expected = min(expected, m * k + n * k)
-    assert sum(panel_traffic(Gemm(batch, m, n, k), ArrayShape(), 1, 1, buffer_bytes)) == expected * batch
+    assert sum(panel_traffic(Gemm(batch, m, n, k), *SHAPE, 1, 1, buffer_bytes)) == expected * batch
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.integers(16, 10**6))
 def test_traffic_is_never_below_compulsory(m, n, k, buffer_bytes):
-    left, right = panel_traffic(Gemm(1, m, n, k), ArrayShape(), 1, 2, buffer_bytes)
+    left, right = panel_traffic(Gemm(1, m, n, k), *SHAPE, 1, 2, buffer_bytes)
     assert left >= m * k
     assert right >= 2 * n * k
 
@@ -72,7 +73,7 @@ SYSTEM = System(clock_hz=1e9, buffer_bytes=2**16, vector_lanes=8, memory_bandwid
 
 
 def test_a_chain_respects_its_dependencies_and_overlaps_weight_loads():
-    array = SystolicArray(rows=4, columns=4)
+    array = TensorEngine(rows=4, columns=4)
     workload = Workload("chain", (product("first", "x", "y", "w1"), product("second", "y", "z", "w2")))
     mapped = map_workload(workload, array, SYSTEM)
     result = schedule(mapped, workload.edges(), SYSTEM)
@@ -85,7 +86,7 @@ def test_unknown_operators_cost_their_bytes():
     operator = Operator(
         "custom", Kind.UNKNOWN, {"i": 10}, (Tensor("a", ({"i": 1},)),), (Tensor("b", ({"i": 1},)),), target="my_op"
     )
-    mapped = map_operator(operator, SystolicArray(rows=4, columns=4), SYSTEM)
+    mapped = map_operator(operator, TensorEngine(rows=4, columns=4), SYSTEM)
     assert mapped.memory_bytes == 80
     assert mapped.array_cycles == mapped.vector_cycles == 0
 
@@ -108,6 +109,54 @@ def test_traffic_of_a_residual_block_equals_a_hand_count():
         ),
     )
     size = 32 * 16
-    mapped = map_workload(workload, SystolicArray(rows=4, columns=4), SYSTEM)
+    mapped = map_workload(workload, TensorEngine(rows=4, columns=4), SYSTEM)
     assert [operator.memory_read_bytes for operator in mapped] == [size + 256, size, 0, size + 256, size]
     assert [operator.memory_write_bytes for operator in mapped] == [0, size, size, 0, size]
+
+
+SERIAL = [("opt3",), ("opt4c",), ("opt4e",), ("opt4e", "pipeline m", "sign_free")]
+
+
+@pytest.mark.parametrize("transformations", SERIAL)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_serial_cycles_of_constant_operands_equal_the_verified_stimulus(transformations, swapped):
+    """Ones have one digit, 85 has four: the ones are encoded, wherever they stand, and every row is alike."""
+    engine = TensorEngine(3, 2, transformations)
+    m, k, n = 5, 32, 3
+    ones, many = (n, m) if swapped else (m, n)
+    few, dense = np.ones((ones, k), np.int64), np.full((many, k), 85)
+    left, right = (dense, few) if swapped else (few, dense)
+    profiles = measure_profile(left, "mbe"), measure_profile(right, "mbe")
+    operator = product("p", "x", "y", "w", m, n, k)
+    mapped = map_gemm(engine, Gemm(1, m, n, k), operator, 0, same_statistics(*profiles))
+    assert mapped.encoded == ("right" if swapped else "left")
+    driven = stimulus(engine, [(few, dense.T)], np.random.default_rng(0))
+    assert mapped.cycles == pytest.approx(driven.cycles, rel=1e-9)
+    assert (mapped.left_words if swapped else mapped.right_words) == pytest.approx(m * n * k)  # one word per digit
+    tiles = math.ceil(many / 2)
+    assert (mapped.right_words if swapped else mapped.left_words) == 4 * tiles * few.size  # once per pass and tile
+    issued = 7 / 4 * m * n * k  # of four ones: four cycles at the lowest bit weight, one at each of three others
+    streams = 3 * 2 * (4 if "opt4e" in transformations else 1)
+    assert mapped.busy_cycles == pytest.approx(issued / streams)
+
+
+def test_a_serial_engine_needs_statistics_of_its_encoding():
+    engine = TensorEngine(4, 4, ("opt4c",))
+    workload = Workload("one", (product("first", "x", "y", "w1"),))
+    with pytest.raises(InputError, match="digit statistics"):
+        map_workload(workload, engine, SYSTEM)
+    with pytest.raises(InputError, match="ent, 8 bits"):
+        map_workload(workload, engine, SYSTEM, same_statistics(normal_profile(20, "ent")))
+    mapped = map_workload(workload, engine, SYSTEM, same_statistics(normal_profile(20, "mbe")))
+    assert sum(mapped[0].encoded_cycles) == mapped[0].array_cycles > mapped[0].busy_cycles > 0
+
+
+@pytest.mark.parametrize(
+    ("dataflow", "rows", "depth"), [("os", 4, 1), ("ws", 1, 4), ("cube", 2, 2), ("tree", 1, 4), ("matrix2d", 4, 1)]
+)
+def test_parallel_engines_are_busy_for_their_products(dataflow, rows, depth):
+    engine = TensorEngine(rows, 4, dataflow=dataflow, depth=depth)
+    mapped = map_operator(product("first", "x", "y", "w1"), engine, SYSTEM)
+    assert mapped.array_cycles == int(cycles(engine, 32, 16, 16))
+    assert mapped.busy_cycles == 32 * 16 * 16 / (rows * 4 * depth)
+    assert mapped.encoded_cycles == (0, 0)

@@ -1,54 +1,70 @@
-"""The nest as data: what it prints, and what it refuses."""
+"""The nest as data: what it finds, walks, and refuses."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bitwright.core.errors import InputError
-from bitwright.engine.nest import Nest, Operation, Step, Value, pretty, reduce_to_two
-from bitwright.engine.processing_elements import compressed_accumulation, multiply_accumulate
+from bitwright.engine.baselines import gemm
+from bitwright.engine.nest import Loop, Nest, Operation, Step, Value, loops, placed_steps, reduce_to_two, rewrite, steps
+from bitwright.engine.transformations import apply
 
 
-def test_pretty_shows_where_the_final_addition_stands():
-    mac = pretty(multiply_accumulate(4, 3, 8, 8, 32)).splitlines()
-    compressed = pretty(compressed_accumulation(4, 3, 8, 8, 32)).splitlines()
-    assert mac[0] == "# multiply-accumulate: int8 x int8 -> int32, digits of a: mbe, radix 4"
-    assert "          p:16 = add(s, c)" in mac
-    assert "    for kt in K:" in compressed
-    assert "          s:32, c:32 = half_reduce(pp[*], s, c)" in compressed
-    assert compressed[-1] == "        r:32 = add(s, c)"
-    assert compressed[-3] == "    par mp in 4:"  # beside, not inside, the loop over K
+def test_loops_of_a_baseline():
+    nest = gemm("cube", 2, 3, 4)
+    assert [loop.index for loop in loops(nest.body)] == ["mt", "nt", "kt", "mp", "np", "kp", "bw"]
+    assert (nest.extent("np"), nest.extent("kt"), nest.extent("missing", 7)) == (3, 1, 7)
+    assert nest.loop("kt").stride == 4
+    assert {value.name for value in nest.states} == {"acc", "t"}
+    assert nest.producer("p").operation is Operation.ADD
+    for step, outside in placed_steps(nest.body):
+        if step.operation is Operation.ENCODE:
+            assert [loop.index for loop in outside][-1] == "bw"
 
 
-def test_inner_and_following_bodies():
-    nest = compressed_accumulation(4, 3, 8, 8, 32)
-    assert [step.operation for step in nest.after_last_step()] == [Operation.ADD]
-    assert nest.each_step()[-1].operation is Operation.HALF_REDUCE
-    assert multiply_accumulate(4, 3, 8, 8, 32).after_last_step() == ()
+def test_the_addition_of_opt1_stands_after_the_loop_over_k():
+    nest = apply(gemm("os", 2, 2), "opt1")
+    inner = list(steps(nest.loop("kt").body))
+    assert all(step.operation not in (Operation.ADD, Operation.ACCUMULATE) for step in inner)
+    assert [step.operation for step in steps(nest.body) if step not in inner] == [Operation.CLEAR, Operation.ADD]
+
+
+def test_rewrite_drops_empty_loops():
+    nest = gemm("os", 2, 2)
+    body = rewrite(nest.body, lambda item: () if isinstance(item, Step) and item.operation is not Operation.CLEAR else (item,))
+    assert [loop.index for loop in loops(body)] == ["mt", "nt"]
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=12))
 def test_reduction_to_two_words_keeps_the_sum(words):
-    def full_adder(x, y, z):
-        return x ^ y ^ z, (x & y | x & z | y & z) << 1
-
-    pair = reduce_to_two(words, full_adder)
+    pair = reduce_to_two(words, lambda x, y, z: (x ^ y ^ z, (x & y | x & z | y & z) << 1))
     assert len(pair) <= 2
     assert sum(pair) == sum(words)
 
 
-def test_undeclared_names_are_refused():
+def test_what_is_refused():
     with pytest.raises(InputError, match="'x', which is not declared"):
-        Nest("wrong", (Value("a", 8),), (Step(Operation.ADD, ("a", "x"), ("a",)),), "a")
+        Nest("wrong", "os", (Value("a", 8),), (Step(Operation.ADD, ("a", "x"), ("a",)),), "a")
+    nest = gemm("os", 2, 2)
+    with pytest.raises(InputError, match="no loop 'kb'; it has mt, nt, kt"):
+        nest.loop("kb")
+    with pytest.raises(InputError, match="no step makes 'a'"):
+        nest.producer("a")
 
 
-def test_a_carry_save_pair_is_not_sign_extended():
-    values = (Value("a", 8), Value("b", 8), Value("s", 8), Value("c", 8), Value("r", 16))
-    body = (Step(Operation.HALF_REDUCE, ("a", "b"), ("s", "c")), Step(Operation.ADD, ("s", "c"), ("r",)))
-    with pytest.raises(InputError, match="carry-save pair of 8 bits"):
-        Nest("wrong", values, body, "r")
+@pytest.mark.parametrize(("dataflow", "rows", "depth", "message"), [
+    ("os", 2, 2, "its depth is 1"), ("ws", 2, 2, "rows is 1"), ("tree", 2, 2, "rows is 1"), ("systolic", 2, 1, "dataflow"),
+])  # fmt: skip
+def test_what_dataflows_do_not_have(dataflow, rows, depth, message):
+    with pytest.raises(InputError, match=message):
+        gemm(dataflow, rows, 2, depth)
 
 
 def test_odd_width_for_radix_4():
-    with pytest.raises(InputError, match=r"even|odd"):
-        multiply_accumulate(4, 4, 7, 8, 32)
+    with pytest.raises(InputError, match="even operand width"):
+        gemm("os", 2, 2, a_bits=7)
+    assert gemm("os", 2, 2, a_bits=7, encoding="csd").extent("bw") >= 7
+
+
+def test_loops_compare_by_value():
+    assert Loop("kt", "K", None, False, ()) == Loop("kt", "K", None, False, ())

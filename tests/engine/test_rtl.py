@@ -1,60 +1,135 @@
-"""The generated Verilog and the processing element's ports, driven with the operands the array would give it."""
+"""Generated hardware of every engine class: its modules, and that it computes, cycle by cycle."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from bitwright.core.errors import InputError
-from bitwright.engine.evaluate import operate
-from bitwright.engine.rtl import ProcessingElement, generate, generate_processing_element, generate_rtlil, simulate
-from bitwright.engine.systolic import SystolicArray
+from bitwright.engine.libraries import find_library
+from bitwright.engine.rtl import Arithmetic, check_hardware, generate, generate_part, generate_rtlil, parts
+from bitwright.engine.tensor_engine import TensorEngine
+from bitwright.engine.verify import verify, verify_netlist
 
-VARIANTS = [("multiply-accumulate", "booth"), ("multiply-accumulate", "tool"), ("compressed-accumulation", "booth")]
+needs = {tool: pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed")
+         for tool in ("iverilog", "verilator")}  # fmt: skip
+
+CLASSES = [
+    ("os", (), {}), ("os", (), {"multiplier": "tool"}), ("os", ("opt1",), {}), ("os", ("opt2",), {}),
+    ("os", ("opt1", "sign_free", "pipeline pp"), {"encoding": "ent"}),
+    ("os", ("opt2", "hoist_encode", "sign_free"), {}), ("os", ("carry_in_negation", "opt1"), {}),
+    ("os", ("opt3",), {}), ("os", ("opt4c", "sign_free"), {}), ("os", ("opt4e",), {"encoding": "ent"}),
+    ("os", ("opt4e", "sign_free", "pipeline m"), {}), ("os", ("opt4c",), {"a_bits": 4, "accumulator_bits": 20}),
+    ("matrix2d", ("opt1",), {}), ("matrix2d", ("opt2", "sign_free"), {}),
+    ("ws", (), {}), ("ws", ("opt1", "sign_free", "hoist_encode"), {}), ("ws", ("pipeline p",), {}),
+    ("cube", (), {}), ("cube", ("opt1", "sign_free"), {}), ("cube", ("opt2",), {}),
+    ("tree", (), {}), ("tree", ("opt1", "pipeline t"), {}), ("tree", ("opt2", "sign_free"), {}),
+    ("os", ("opt1",), {"encoding": "csd"}), ("os", (), {"a_bits": 4, "b_bits": 4, "encoding": "twos-complement"}),
+]  # fmt: skip
+PYTHON = [0, 2, 3, 8, 14, 18, 22]  # also in Amaranth's simulator, which needs no other tool
+
+
+def make(case, rows=2, columns=2):
+    dataflow, transformations, options = case
+    depth = 1 if dataflow in ("os", "matrix2d") else 3
+    return TensorEngine(1 if dataflow in ("ws", "tree") else rows, columns, transformations, dataflow, depth, **options)
+
+
+def name(case):
+    return "-".join((case[0], *case[1], *map(str, case[2].values()))).replace(" ", "_")
+
+
+@pytest.mark.eda
+@needs["iverilog"]
+@pytest.mark.parametrize("case", CLASSES, ids=name)
+def test_every_class_in_icarus(case):
+    report = verify(make(case, 3), seed=3, vectors=300, simulator="icarus")
+    assert report.passed, report
+    assert report.vectors >= 300
+
+
+@pytest.mark.parametrize("case", [CLASSES[index] for index in PYTHON], ids=name)
+def test_some_classes_in_amaranth(case):
+    report = verify(make(case), seed=4, vectors=100, simulator="amaranth")
+    assert report.passed, report
+
+
+@pytest.mark.eda
+@pytest.mark.slow
+@pytest.mark.parametrize("simulator", [pytest.param("icarus", marks=needs["iverilog"]),
+                                       pytest.param("verilator", marks=needs["verilator"])])  # fmt: skip
+@pytest.mark.parametrize("case", CLASSES, ids=name)
+def test_8x8_engines(case, simulator):
+    report = verify(make(case, 8, 8), vectors=3000, simulator=simulator)
+    assert report.passed, report
+
+
+@pytest.mark.parametrize("case", [("os", (), {}), ("os", ("opt1",), {}), ("os", ("opt4c",), {}), ("ws", (), {}), ("tree", (), {})], ids=name)
+def test_broken_hardware_is_noticed(monkeypatch, case):
+    engine = make(case)
+    assert verify(engine, vectors=40, simulator="amaranth").passed
+    right = Arithmetic.full_adders
+
+    def wrong(self, words, bits):
+        total, carry = right(self, words, bits)
+        return total, self._word("wrong", carry.shape(), carry & ~2)
+
+    monkeypatch.setattr(Arithmetic, "full_adders", wrong)
+    report = verify(engine, vectors=40, simulator="amaranth")
+    assert not report.passed
+    assert "expected" in report.first_mismatch
+
+
+NETLISTS = [("os", ("opt1", "sign_free"), {}), ("os", ("opt2",), {}), ("os", ("opt4c",), {}), ("cube", (), {}),
+            ("ws", ("opt1",), {}), ("tree", (), {})]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [(flow, steps, {**options, "a_bits": 4, "b_bits": 4, "accumulator_bits": 12}) for flow, steps, options in NETLISTS], ids=name)
+def test_gates_after_synthesis(case):
+    report = verify_netlist(make(case, 1, 1), find_library("predictive"), vectors=120)
+    assert report.passed, report
 
 
 def test_modules_and_ports():
-    text = generate(SystolicArray(3, 2, "compressed-accumulation"))
-    assert re.findall(r"^module (\w+)", text, re.M) == ["output_stage", "pe", "systolic_array"]
-    assert len(re.findall(r"^  pe pe_\d_\d ", text, re.M)) == 6
-    assert len(re.findall(r"^  output_stage output_\d ", text, re.M)) == 2
-    top = text[text.index("module systolic_array") :]
-    ports = set(re.search(r"\((.*?)\);", top, re.S)[1].replace(" ", "").split(","))
-    assert ports == {
-        "clk", "rst", "valid", "last", "ready", "done", "result_valid", "a_0", "a_1", "a_2", "b_0", "b_1", "result_0",
-        "result_1",
-    }  # fmt: skip
+    text = generate(TensorEngine(3, 2, ("opt1",)))
+    assert set(re.findall(r"^module (\w+)", text, re.M)) == {"output_stage", "pe", "tensor_engine"}
+    assert len(re.findall(r"^  pe \w+ \(", text, re.M)) == 6
+    assert len(re.findall(r"^  output_stage \w+ \(", text, re.M)) == 2
     assert "src =" not in text  # no paths of this machine
     assert "initial" not in text
 
 
 def test_the_compressor_has_no_carry_chain():
-    element = generate_processing_element(SystolicArray(2, 2, "compressed-accumulation"))
-    assert not re.search(r"[^@(] [+*-] ", element)
-    assert re.search(r" \+ ", generate_processing_element(SystolicArray(2, 2)))
+    assert not re.search(r"[^@(] [+*-] ", generate_part(TensorEngine(2, 2, ("opt1",), )))
+    assert re.search(r" \+ ", generate_part(TensorEngine(2, 2)))
 
 
 def test_generation_is_deterministic():
-    assert generate_rtlil(SystolicArray(2, 2)) == generate_rtlil(SystolicArray(2, 2))
+    for case in (CLASSES[2], CLASSES[9]):
+        assert generate_rtlil(make(case)) == generate_rtlil(make(case))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_processing_element_follows_its_operand_streams(variant):
-    array = SystolicArray(3, 2, variant[0], multiplier=variant[1])
-    rng = np.random.default_rng(5)
-    a, b = rng.integers(-128, 128, (5, 9)), rng.integers(-128, 128, (9, 4))
-    a[0], b[:, 0] = -128, -128
-    streams = operate(array, a, b).inputs
-    inputs = {port: values[:, 1, 0] for port, values in streams.items()}
-    outputs = simulate(ProcessingElement(array), inputs)
-    for state in array.nest.states:  # what leaves an element is what the next one south sees
-        assert outputs[f"{state.name}_out"].tolist() == streams[f"{state.name}_in"][:, 2, 0].tolist()
-    assert outputs["a_out"].tolist() == streams["a_in"][:, 1, 1].tolist()
-    assert outputs["b_out"].tolist() == streams["b_in"][:, 2, 0].tolist()
+def test_parts():
+    assert [part.name for part in parts(make(("cube", (), {})))] == ["chain_element", "pe", "output_stage"]
+    with pytest.raises(InputError, match="not 'adder'"):
+        generate_part(TensorEngine(2, 2), "adder")
 
 
-def test_what_has_no_hardware_yet():
-    with pytest.raises(InputError, match="encoding 'mbe'"):
-        generate(SystolicArray(2, 2, encoding="csd"))
-    with pytest.raises(InputError, match="output-stationary"):
-        generate(SystolicArray(2, 2, dataflow="ws"))
+@pytest.mark.parametrize(("dataflow", "sequence", "message"), [
+    ("os", ("roll bw",), "apply hoist_shift too"),
+    ("os", ("split kt 2 kb",), "unroll it"),
+    ("ws", ("opt2",), "evaluated and counted only"),
+    ("os", ("opt1", "insert_sparse bw"), "not loop 'bw'"),
+    ("cube", ("opt2", "insert_sparse kb"), "of a cube array"),
+    ("os", ("opt2", "pipeline acc_weighted"), "after the loop over K"),
+])  # fmt: skip
+def test_nests_without_hardware_are_refused(dataflow, sequence, message):
+    engine = make((dataflow, sequence, {}))
+    rng = np.random.default_rng(0)
+    from bitwright.engine.evaluate import run
+
+    a, b = rng.integers(-128, 128, (3, 5)), rng.integers(-128, 128, (5, 2))
+    np.testing.assert_array_equal(run(engine.nest, a, b), a @ b)  # exact all the same
+    with pytest.raises(InputError, match=message):
+        check_hardware(engine)

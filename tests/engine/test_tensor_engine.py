@@ -5,7 +5,15 @@ import pytest
 
 from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.core.workload import Gemm
-from bitwright.engine.systolic import SystolicArray, buffer_accesses, cycles, gemm_cycles, utilisation
+from bitwright.engine.legality import IllegalTransformation
+from bitwright.engine.stimulus import stimulus
+from bitwright.engine.tensor_engine import TensorEngine, buffer_accesses, cycles, gemm_cycles, utilisation
+
+
+def engine(rows, columns, dataflow):
+    """`rows` of PEs: along M, or weight-stationary along K."""
+    stationary = dataflow == "ws"
+    return TensorEngine(1 if stationary else rows, columns, dataflow=dataflow, depth=rows if stationary else 1)
 
 
 @pytest.mark.parametrize(
@@ -13,7 +21,7 @@ from bitwright.engine.systolic import SystolicArray, buffer_accesses, cycles, ge
     [("os", 512, 512, 512, 146_943), ("os", 128, 64, 256, 2543), ("ws", 128, 64, 256, 3551)],
 )
 def test_equals_scale_sim(dataflow, m, n, k, expected):
-    assert cycles(SystolicArray(32, 32, dataflow=dataflow), m, n, k, "scale-sim") == expected
+    assert cycles(engine(32, 32, dataflow), m, n, k, "scale-sim") == expected
 
 
 @pytest.mark.parametrize(
@@ -24,11 +32,11 @@ def test_equals_scale_sim(dataflow, m, n, k, expected):
 def test_equals_scale_sim_on_ragged_shapes(rows, columns, dataflow, expected):
     """Figures of a run of scalesim 3.0.0 (COMPUTE_REPORT.csv, `Total Cycles`)."""
     m, n, k = np.array([(13, 7, 20), (5, 17, 9), (16, 8, 3), (1, 1, 1)]).T
-    assert cycles(SystolicArray(rows, columns, dataflow=dataflow), m, n, k, "scale-sim").tolist() == expected
+    assert cycles(engine(rows, columns, dataflow), m, n, k, "scale-sim").tolist() == expected
 
 
 def test_vectorised_over_a_network():
-    array = SystolicArray(16, 16)
+    array = TensorEngine(16, 16)
     shapes = [(1, 2, 3), (16, 16, 16), (17, 33, 100)]
     m, n, k = np.array(shapes).T
     assert cycles(array, m, n, k).tolist() == [int(cycles(array, *shape)) for shape in shapes]
@@ -37,14 +45,32 @@ def test_vectorised_over_a_network():
 
 
 def test_long_products_approach_full_utilisation():
-    array = SystolicArray(16, 16)
+    array = TensorEngine(16, 16)
     assert utilisation(array, 16, 16, 10**6) == pytest.approx(1, abs=1e-4)
     assert utilisation(array, 1, 16, 10**6) == pytest.approx(1 / 16, rel=1e-4)
 
 
+ENGINES = [
+    (TensorEngine(3, 2), 1, 6), (TensorEngine(3, 2, ("opt2",)), 4, 6),
+    (TensorEngine(1, 2, dataflow="ws", depth=3), 1, 6),
+    (TensorEngine(3, 2, ("opt1",), "cube", 4), 1, 24), (TensorEngine(1, 2, ("opt2",), "tree", 4), 4, 2),
+    (TensorEngine(3, 2, ("opt1", "pipeline pp"), "matrix2d"), 1, 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("array", "passes", "rate"), ENGINES)
+def test_cycles_are_those_of_the_verified_stimulus(array, passes, rate):
+    """The stimulus says in which cycle every result must leave the hardware; simulation checks that elsewhere."""
+    rng = np.random.default_rng(0)
+    for m, k, n in ((1, 1, 1), (7, 9, 5), (3, 33, 4)):
+        product = rng.integers(-128, 128, (m, k)), rng.integers(-128, 128, (k, n))
+        assert cycles(array, m, n, k) == stimulus(array, [product], rng).cycles
+    assert (array.passes, array.macs_per_cycle) == (passes, rate)
+
+
 @pytest.mark.parametrize("dataflow", ["os", "ws"])
 def test_buffer_accesses_equal_a_walk_over_the_tiles(dataflow):
-    array = SystolicArray(4, 3, dataflow=dataflow)
+    array = engine(4, 3, dataflow)
     m, n, k = 10, 8, 9
     reads_a = reads_b = results = 0
     for first in range(0, m if dataflow == "os" else k, 4):
@@ -59,15 +85,25 @@ def test_buffer_accesses_equal_a_walk_over_the_tiles(dataflow):
 
 
 def test_bad_input():
-    with pytest.raises(UnknownNameError, match="Did you mean 'multiply-accumulate'"):
-        SystolicArray(processing_element="multiply-acumulate")
+    with pytest.raises(UnknownNameError, match="Did you mean 'opt1'"):
+        _ = TensorEngine(transformations=("op1",)).nest
+    with pytest.raises(UnknownNameError, match="matrix2d"):
+        TensorEngine(dataflow="matrix")
+    with pytest.raises(UnknownNameError, match="multiplier"):
+        TensorEngine(multiplier="wallace")
     with pytest.raises(InputError, match="rows is 0"):
-        SystolicArray(rows=0)
+        TensorEngine(rows=0)
     with pytest.raises(InputError, match="at least 16"):
-        SystolicArray(accumulator_bits=15)
+        TensorEngine(accumulator_bits=15)
+    with pytest.raises(InputError, match="rows is 1, not 4"):
+        _ = TensorEngine(4, 4, dataflow="ws", depth=4).nest
     with pytest.raises(InputError, match="whole numbers >= 1"):
-        cycles(SystolicArray(), 0, 1, 1)
-    with pytest.raises(InputError, match="use multiplier 'booth'"):
-        SystolicArray(processing_element="compressed-accumulation", multiplier="tool")
+        cycles(TensorEngine(), 0, 1, 1)
+    with pytest.raises(IllegalTransformation):
+        _ = TensorEngine(transformations=("opt2",), multiplier="tool").nest
     with pytest.raises(UnknownNameError, match="convention"):
-        cycles(SystolicArray(), 1, 1, 1, "other")
+        cycles(TensorEngine(), 1, 1, 1, "other")
+    with pytest.raises(InputError, match="SCALE-Sim has no dataflow 'cube'"):
+        cycles(TensorEngine(2, 2, dataflow="cube", depth=2), 1, 1, 1, "scale-sim")
+    with pytest.raises(InputError, match="serial"):
+        cycles(TensorEngine(2, 2, ("opt4c",)), 1, 1, 1)

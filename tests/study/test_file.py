@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from bitwright.core.errors import InputError
-from bitwright.study.file import load_study, parse_study
+from bitwright.engine.notation import parse_nest
+from bitwright.study.file import describe_engine, load_study, parse_study
 
 STUDY = Path(__file__).parents[2] / "studies" / "smollm2-int8.yaml"
 
@@ -18,7 +19,38 @@ def test_the_shipped_study_is_read_with_base_units():
     study = load_study(STUDY)
     assert study.buffer.capacity == 512 * 1024
     assert study.buffer.energy == pytest.approx(12.5e-12)
-    assert [engine.processing_element for engine in study.engines] == ["multiply-accumulate", "compressed-accumulation"]
+    assert [engine.transformations for engine in study.engines] == [(), ("opt1",)]
+    assert all(describe_engine(engine).rows == 16 for engine in study.engines)
+
+
+def test_every_shipped_study_is_valid():
+    paths = sorted(STUDY.parent.glob("*.yaml"))
+    assert STUDY in paths
+    for path in paths:
+        load_study(path)
+
+
+def test_an_engine_takes_its_shape_from_its_dataflow_and_its_widths_from_operand_bits(data):
+    data["engines"] = [
+        {"name": name, "dataflow": name, "operand_bits": 10, "b_bits": 12, "columns": 8}
+        for name in ("os", "ws", "cube", "tree", "matrix2d")
+    ]
+    engines = [describe_engine(section) for section in parse_study(data).engines]
+    assert [(engine.rows, engine.depth) for engine in engines] == [(16, 1), (1, 16), (4, 4), (1, 16), (16, 1)]
+    assert {(engine.a_bits, engine.b_bits, engine.columns) for engine in engines} == {(10, 12, 8)}
+
+
+def test_an_illegal_sequence_shows_the_rule_and_the_nest_before_it(data):
+    data["engines"][1]["transformations"] = ["opt1", "roll bw", "hoist_shift"]
+    with pytest.raises(InputError) as caught:
+        parse_study(data, "mine.yaml")
+    message = str(caught.value)
+    assert message.startswith("mine.yaml, engine 'compressed': Rule 2")
+    assert "`hoist_shift`" in message
+    nest = message[message.index("nest ") :]
+    assert "for bw in 4:" in nest, "rolled, but not hoisted"
+    assert parse_nest(nest).loop("bw").spatial is False
+    assert "acc_s, acc_c = half_reduce(pp" in nest
 
 
 @pytest.mark.parametrize(
@@ -32,6 +64,15 @@ def test_the_shipped_study_is_read_with_base_units():
         (("workload", "prompt"), 0, "workload.prompt"),
         (("model", "formats"), ["int3"], "model.formats"),
         (("engines",), [], "engines"),
+        (("engines", 0, "dataflow"), "output-stationary", "engines.0.dataflow.*'os', 'ws'"),
+        (("engines", 0, "transformations"), ["op1"], "engine 'mac'.*'op1'.*Did you mean 'opt1'"),
+        (("engines", 0, "transformations"), ["pipeline nothing"], "engine 'mac'.*'nothing'"),
+        (("engines", 0, "transformations"), "opt1", "transformations: should be a list"),
+        (("engines", 0, "encoding"), "boot", "engine 'mac'.*'boot'.*mbe"),
+        (("engines", 0, "depth"), 4, "engine 'mac'.*depth is 1, not 4"),
+        (("engines", 0, "operand_bits"), 4, "operand_bits.*8"),
+        (("engines", 0, "nest"), "mine.txt", "engine transform"),
+        (("engines", 0, "processing_element"), "compressed-accumulation", r"\[opt1\]"),
     ],
 )
 def test_bad_entries_are_named(data, place, value, message):

@@ -20,6 +20,7 @@ from pydantic import (
 
 from bitwright.core.errors import InputError
 from bitwright.core.quantity import parse_quantity
+from bitwright.engine.tensor_engine import TensorEngine
 
 
 def _in_unit(unit: str) -> BeforeValidator:
@@ -82,14 +83,63 @@ class WorkloadSection(_Section):
 
 
 class EngineSection(_Section):
-    """One systolic array. `processing_element` names how it accumulates; operands are the model's INT8 values."""
+    """One tensor engine: a baseline `dataflow`, changed by `transformations`, on the model's INT8 values.
+
+    `operand_bits` is the width of both operands, `a_bits` and `b_bits` change one of them. Without `rows` and `depth`,
+    the shape is that of `engine_shape`.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
-    processing_element: Literal["multiply-accumulate", "compressed-accumulation"]
-    rows: Whole = Field(16, ge=1, le=256)
+    dataflow: Literal["os", "ws", "cube", "tree", "matrix2d"] = "os"
+    rows: Whole | None = Field(None, ge=1, le=256)
     columns: Whole = Field(16, ge=1, le=256)
+    depth: Whole | None = Field(None, ge=1, le=256)
+    transformations: tuple[str, ...] = ()
+    encoding: str = "mbe"
+    multiplier: Literal["booth", "tool"] = "booth"
     operand_bits: Whole = Field(8, ge=8, le=16)
+    a_bits: Whole | None = Field(None, ge=8, le=16)
+    b_bits: Whole | None = Field(None, ge=8, le=16)
     accumulator_bits: Whole = Field(32, ge=16, le=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explain_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "nest" in data:
+            raise ValueError(
+                "an engine is a `dataflow` and `transformations` of it, not a nest of its own; "
+                "`bitwright engine transform` shows what transformations make of a nest"
+            )
+        if isinstance(data, dict) and "processing_element" in data:
+            raise ValueError(
+                "`processing_element` is written as `transformations` now: none for multiply-accumulate, "
+                "`[opt1]` for compressed accumulation"
+            )
+        return data
+
+
+def engine_shape(dataflow: str, rows: int | None, depth: int | None) -> tuple[int, int]:
+    """Rows and depth of an engine, those not given set so that 16 columns make 256 multiply-accumulates: 16 rows, one
+    row x a depth of 16 (ws, tree), or 4 x 4 (cube)."""
+    defaults = {"ws": (1, 16), "tree": (1, 16), "cube": (4, 4)}.get(dataflow, (16, 1))
+    return defaults[0] if rows is None else rows, defaults[1] if depth is None else depth
+
+
+def describe_engine(section: EngineSection) -> TensorEngine:
+    """The engine a study describes. Raises as `TensorEngine`; its nest is made, and checked, when first used."""
+    rows, depth = engine_shape(section.dataflow, section.rows, section.depth)
+    return TensorEngine(
+        rows=rows,
+        columns=section.columns,
+        transformations=section.transformations,
+        dataflow=section.dataflow,
+        depth=depth,
+        a_bits=section.a_bits or section.operand_bits,
+        b_bits=section.b_bits or section.operand_bits,
+        accumulator_bits=section.accumulator_bits,
+        encoding=section.encoding,
+        multiplier=section.multiplier,
+    )
 
 
 class BufferSection(_Section):
@@ -157,9 +207,12 @@ def load_study(path: Path) -> Study:
 
 
 def parse_study(data: dict[str, Any], origin: str = "study") -> Study:
-    """Check the contents of a study file; `origin` names it in errors."""
+    """Check the contents of a study file; `origin` names it in errors.
+
+    An engine whose transformations are illegal raises InputError with the rule and the nest before the failing step.
+    """
     try:
-        return Study.model_validate(data)
+        study = Study.model_validate(data)
     except ValidationError as error:
         problems = []
         places = [problem["loc"] for problem in error.errors()]
@@ -175,6 +228,12 @@ def parse_study(data: dict[str, Any], origin: str = "study") -> Study:
                 message = f"unknown key; known here: {', '.join(_known_keys(problem['loc']))}"
             problems.append(f"{place}: {message}")
         raise InputError(f"{origin}: " + "; ".join(problems)) from None
+    for section in study.engines:
+        try:
+            _ = describe_engine(section).nest
+        except InputError as error:
+            raise InputError(f"{origin}, engine {section.name!r}: {error}") from None
+    return study
 
 
 def _plain(message: str) -> str:

@@ -15,67 +15,81 @@ from bitwright.core import cache
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.progress import progress
 from bitwright.core.quantity import Evidence, Quantity
-from bitwright.engine.evaluate import evaluate
+from bitwright.engine.digit_profiles import measure_profile
+from bitwright.engine.engine_gates import part_names
 from bitwright.engine.gate_simulation import simulate
 from bitwright.engine.liberty import Library
 from bitwright.engine.libraries import find_library
+from bitwright.engine.mapping import serial_figures
 from bitwright.engine.netlist import Netlist
+from bitwright.engine.network_cost import OperandStatistics
 from bitwright.engine.power import activity_power
-from bitwright.engine.rtl import OUTPUT_STAGE, PE, TOP, generate
+from bitwright.engine.rtl import CHAIN_ELEMENT, OUTPUT_STAGE, PE, TOP, check_hardware, generate
+from bitwright.engine.stimulus import stimulus
 from bitwright.engine.synthesis import ArrayReport, synthesise_array
-from bitwright.engine.systolic import SystolicArray, cycles
+from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.timing import analyse_timing
+from bitwright.engine.waveforms import Waveforms
 from bitwright.engine.yosys import yosys_version
-from bitwright.study.file import EngineSection, Study
-from bitwright.study.quality import Operands
+from bitwright.study.file import EngineSection, Study, describe_engine
+from bitwright.study.quality import Operands, model_source
 from bitwright.study.result import Gates
 
 # Part of the cache key of simulated activity: increase when the stimulus or the energy model changes.
-_ACTIVITY_VERSION = 3
-_LANES = 64
+_ACTIVITY_VERSION = 5
+_STREAMS = 64
+_SERIAL_STREAMS = 16  # their stimulus has a port per element
+_PORT_VALUES = 1 << 26  # port values of all streams held at once, 8 bytes each
 _TILES = 2
+_STREAMED_ROWS = 16  # rows of A of an engine that takes them one after the other
+_MODEL_BITS = 8
+_LABELS = {PE: "elements", CHAIN_ELEMENT: "chain links", "digit_stream": "digit streams", OUTPUT_STAGE: "output stages"}
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
     """An engine with its gates; energy of the whole array per cycle (J) while it works, by phase, and while it waits.
 
-    There is no clock gating: in a cycle in which the array waits, the clock pins of its flip-flops still cost `idle_j`.
+    On a serial engine `switching_j_per_cycle` holds a phase with the left operand (activations) encoded, and
+    "PHASE, right encoded" with the right one; `statistics` are the digits of its operands, product by product. There
+    is no clock gating: in a cycle in which the array waits, the clock pins of its flip-flops cost `idle_j_per_cycle`.
     """
 
-    array: SystolicArray
+    engine: TensorEngine
     gates: Gates
     switching_j_per_cycle: Mapping[str, float]
     idle_j_per_cycle: float
     leakage_w: float
-
-
-def describe_array(section: EngineSection) -> SystolicArray:
-    """The array a study describes."""
-    return SystolicArray(
-        rows=section.rows,
-        columns=section.columns,
-        processing_element=section.processing_element,
-        a_bits=section.operand_bits,
-        b_bits=section.operand_bits,
-        accumulator_bits=section.accumulator_bits,
-    )
+    statistics: OperandStatistics | None = None
 
 
 def check_engines(study: Study, folder: Path, depth: int) -> None:
     """Check what building the engines needs before any long step; `depth` is the longest sum of products.
 
-    Raises InputError for an impossible array, an accumulator that can overflow or an unusable cell library, ToolError
-    when there is no Yosys.
+    Raises InputError for an engine without hardware, an accumulator that can overflow or an unusable cell library,
+    ToolError when there is no Yosys.
     """
     yosys_version()
     for section in study.engines:
-        describe_array(section)
+        engine = describe_engine(section)
         needed = (depth * 127 * 127).bit_length() + 1
         if section.accumulator_bits < needed:
             raise InputError(
                 f"Engine {section.name}: {section.accumulator_bits} accumulator bits can overflow: sums of {depth} "
                 f"INT8 products occur, which take {needed} bits."
+            )
+        try:
+            check_hardware(engine)
+            if engine.serial:
+                serial_figures(engine)
+        except InputError as error:
+            raise InputError(f"Engine {section.name}: {error}") from None
+        if engine.serial and (engine.a_bits, engine.b_bits) != (_MODEL_BITS, _MODEL_BITS):
+            raise InputError(
+                f"Engine {section.name}: the digits of the model's operands are counted at {_MODEL_BITS} bits, so a "
+                f"serial engine has a_bits and b_bits of {_MODEL_BITS}, not {engine.a_bits} and {engine.b_bits}."
             )
     for name in study.libraries:
         _ = find_library(_place(name, folder)).mappable
@@ -89,19 +103,33 @@ def build_engine(
     Raises BitwrightError when the netlist, driven with the model's operands, disagrees with the exact evaluation.
     """
     library = find_library(_place(library_name, folder))
-    array = describe_array(section)
-    verilog = generate(array)
-    report = synthesise_array(verilog, TOP, library, objective=study.objective)
+    engine = describe_engine(section)
+    verilog = generate(engine)
+    report = synthesise_array(verilog, TOP, library, part_names(engine), study.objective)
+    tokens = {"prefill": study.workload.batch * study.workload.prompt, "decode": study.workload.batch}
     activity = {
-        phase: _cached_activity(array, report, library, operands, rows, study.seed, f"{section.name}, {phase}")
-        for phase, rows in (
-            ("prefill", min(study.workload.batch * study.workload.prompt, array.rows)),
-            ("decode", min(study.workload.batch, array.rows)),
+        phase + (", right encoded" if turned else ""): _cached_activity(
+            engine, report, library, operands, count, turned, study.seed, f"{section.name}, {phase}"
         )
+        for phase, count in tokens.items()
+        for turned in ((False, True) if engine.serial else (False,))
     }
-    gates = _figures(section, Path(library_name).name, array, report, verilog, activity)
+    gates = _figures(section, Path(library_name).name, engine, report, verilog, activity, operands)
     switching = {phase: entry["energy_j"] for phase, entry in activity.items()}
-    return BuiltEngine(array, gates, switching, activity["decode"]["clock_j"], report.leakage_w)
+    statistics = _operand_statistics(study, folder, engine) if engine.serial else None
+    return BuiltEngine(engine, gates, switching, activity["decode"]["clock_j"], report.leakage_w, statistics)
+
+
+def _operand_statistics(study: Study, folder: Path, engine: TensorEngine) -> OperandStatistics:
+    """Digits of both operands of every product of the model, attention included, taken while it runs on the text."""
+    from bitwright.models.operand_statistics import model_profiles, statistics_of
+
+    text = None if study.model.text == "default" else folder / study.model.text
+    group = serial_figures(engine).group
+    profiles = model_profiles(
+        model_source(study.model, folder), engine.encoding, _MODEL_BITS, group, text=text, seed=study.seed
+    )
+    return statistics_of(profiles)
 
 
 def _place(library: str, folder: Path) -> str:
@@ -111,20 +139,29 @@ def _place(library: str, folder: Path) -> str:
 
 
 def _figures(
-    section: EngineSection, library: str, array: SystolicArray, report: ArrayReport, verilog: str,
-    activity: Mapping[str, Mapping[str, Any]],
+    section: EngineSection, library: str, engine: TensorEngine, report: ArrayReport, verilog: str,
+    activity: Mapping[str, Mapping[str, Any]], operands: Sequence[Operands],
 ) -> Gates:  # fmt: skip
-    element, stage = report.parts[PE], report.parts[OUTPUT_STAGE]
-    count = array.rows * array.columns
+    element = report.parts[part_names(engine)[0]]
     if element.maximum_frequency_hz is None:
         raise BitwrightError(f"The processing element of {section.name!r} has no register-to-register path to time.")
     frequency = 1 / report.period_s
-    peak = 2 * count * frequency
+    macs, note = _macs_per_cycle(engine, operands)
+    peak = 2 * macs * frequency
     source = f"{library} cells, {element.tool}, before placement"
 
     def synthesised(value: float, unit: str, note: str = "") -> Quantity:
         return Quantity(value, unit, Evidence.SYNTHESISED, f"{source}{note}")
 
+    areas: dict[str, float] = {}
+    for name, part in report.parts.items():
+        count, label = report.instances[name], _LABELS[name]
+        if name in (PE, CHAIN_ELEMENT):
+            areas[f"{label}, logic"] = count * part.combinational_area_um2
+            areas[f"{label}, registers"] = count * part.sequential_area_um2
+        else:
+            areas[label] = count * part.area_um2
+    areas["skew and control"] = report.glue.area_um2
     return Gates(
         engine=section.name,
         library=library,
@@ -132,20 +169,12 @@ def _figures(
         array_area=synthesised(report.area_um2, "um2", ", buffer and vector unit not included"),
         element_max_frequency=synthesised(element.maximum_frequency_hz, "Hz", ", fastest netlist of the search"),
         max_frequency=synthesised(frequency, "Hz", f", whole array, best {element.objective}"),
-        peak=synthesised(peak / 1e12, "TOP/s", ", two operations per multiply-accumulate"),
-        density=synthesised(peak / 1e12 / (report.area_um2 / 1e6), "TOP/s/mm2"),
+        peak=synthesised(peak / 1e12, "TOP/s", f", two operations per multiply-accumulate{note}"),
+        density=synthesised(peak / 1e12 / (report.area_um2 / 1e6), "TOP/s/mm2", note),
         leakage=synthesised(report.leakage_w, "W"),
         recipe=element.recipe,
         critical_path=activity["prefill"]["critical_path"],
-        areas={
-            name: synthesised(area, "um2")
-            for name, area in (
-                ("elements, logic", count * element.combinational_area_um2),
-                ("elements, registers", count * element.sequential_area_um2),
-                ("output stages", report.instances[OUTPUT_STAGE] * stage.area_um2),
-                ("skew and control", report.glue.area_um2),
-            )
-        },
+        areas={name: synthesised(area, "um2") for name, area in areas.items()},
         verilog=verilog,
         checks=tuple(
             f"netlist of {entry['cells']:,} cells simulated over {entry['cycles']:,} cycles x {entry['streams']} "
@@ -155,9 +184,31 @@ def _figures(
     )
 
 
+def _macs_per_cycle(engine: TensorEngine, operands: Sequence[Operands]) -> tuple[float, str]:
+    """Multiply-accumulates of the whole array per cycle when nothing waits, and what that rests on.
+
+    A serial engine takes as long as the digits want: those of the model's weights or activations, whichever are fewer.
+    """
+    if not engine.serial:
+        return engine.macs_per_cycle, ""
+    figures = serial_figures(engine)
+
+    def issue_cycles(matrices: Sequence[NDArray[np.int8]]) -> float:
+        means = [measure_profile(each, engine.encoding, _MODEL_BITS, figures.group).issue_cycles for each in matrices]
+        return float(np.average(means, weights=[entry.macs for entry in operands]))
+
+    each = {
+        "activations": issue_cycles([entry.activations for entry in operands]),
+        "weights": issue_cycles([np.ascontiguousarray(entry.weights.T) for entry in operands]),
+    }
+    side = min(each, key=lambda name: each[name])
+    streams = engine.rows * engine.columns * figures.lanes
+    return streams / each[side], f", {each[side]:.2f} cycles per multiply-accumulate with the model's {side} encoded"
+
+
 def _cached_activity(
-    array: SystolicArray, report: ArrayReport, library: Library, operands: Sequence[Operands], rows: int, seed: int,
-    description: str,
+    engine: TensorEngine, report: ArrayReport, library: Library, operands: Sequence[Operands], tokens: int,
+    turned: bool, seed: int, description: str,
 ) -> dict[str, Any]:  # fmt: skip
     netlists = [report.glue.netlist_json, *(part.netlist_json for part in report.parts.values())]
     sample = hashlib.sha256()
@@ -165,38 +216,42 @@ def _cached_activity(
         sample.update(entry.activations.tobytes() + entry.weights.tobytes())
     inputs = {
         "version": _ACTIVITY_VERSION, "netlists": [text.encode() for text in netlists], "library": library.digest,
-        "operands": sample.digest(), "rows": rows, "seed": seed, "array": repr(array),
+        "operands": sample.digest(), "rows": _lines(engine, tokens, turned), "turned": turned, "seed": seed,
+        "engine": repr(engine),
     }  # fmt: skip
 
     def compute() -> dict[str, Any]:
-        return simulate_activity(array, report.netlist(library), operands, rows, seed, report.period_s, description)
+        netlist = report.netlist(library)
+        return simulate_activity(engine, netlist, operands, tokens, turned, seed, report.period_s, description)
 
     result: dict[str, Any] = cache.get_or_compute("activity", inputs, compute)
     return result
 
 
+def _lines(engine: TensorEngine, tokens: int, turned: bool) -> int:
+    """Tokens that a simulated tile has: as many as the array takes at a time."""
+    if turned:
+        return min(tokens, engine.columns)
+    return min(tokens, _STREAMED_ROWS if engine.dataflow in ("ws", "tree") else engine.rows)
+
+
 def simulate_activity(
-    array: SystolicArray, netlist: Netlist, operands: Sequence[Operands], rows: int, seed: int, period_s: float,
-    description: str,
+    engine: TensorEngine, netlist: Netlist, operands: Sequence[Operands], tokens: int, turned: bool, seed: int,
+    period_s: float, description: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run the array's netlist on tiles of the model's operands, 64 at once, and take the energy of its switching.
+    """Run the engine's netlist on tiles of the model's operands, many at once, and take the energy of its switching.
 
     Tiles are drawn from the layers in proportion to their multiply-accumulates, so that the mean energy per cycle is
-    that of the whole network's linear layers. Every result is compared with the exact evaluation.
+    that of the whole network's linear layers; `turned` gives the weights the place of the left operand. Every result is
+    compared with the exact evaluation. Streams that end earlier than the longest do not count after their end.
     """
-    depth = min(entry.activations.shape[1] for entry in operands)
-    columns = _TILES * array.columns
-    lanes = _draw_layers(operands, seed)
-    # An array larger than the sample sees its rows and columns again, so that no part of it idles.
-    tops = [entry.activations[_again(rows, entry.activations.shape[0]), :depth] for entry in lanes]
-    sides = [entry.weights[:depth, _again(columns, entry.weights.shape[1])] for entry in lanes]
-    left, right = np.stack(tops).astype(np.int64), np.stack(sides).astype(np.int64)
     with progress(f"Simulating gates of {description}", 1) as advance:
-        stimulus = _stimulus(array, left, right)
-        simulation = simulate(netlist, stimulus)
-        results = _compare(array, simulation.outputs, left, right)
+        waves = drive(engine, operands, _lines(engine, tokens, turned), turned, seed)
+        simulation = simulate(netlist, _inputs(waves))
+        results = compare_streams(engine, simulation.outputs, waves)
         timing = analyse_timing(netlist)
-        power = activity_power(netlist, simulation.toggles, simulation.intervals, period_s, timing)
+        driven = sum(wave.cycles for wave in waves)
+        power = activity_power(netlist, simulation.toggles, driven, period_s, timing)
         advance(1)
     path = timing.critical_path
     return {
@@ -206,8 +261,8 @@ def simulate_activity(
         "clock_j": power.clock_j,
         "critical_path": f"{path[0].instance} to {path[-1].instance}, {len(path)} cells" if path else "",
         "cells": sum(netlist.cells.values()),
-        "cycles": len(stimulus["valid"]),
-        "streams": len(lanes),
+        "cycles": max(wave.cycles for wave in waves),
+        "streams": len(waves),
         "results": results,
     }
 
@@ -216,51 +271,57 @@ def _again(wanted: int, available: int) -> NDArray[np.int64]:
     return np.arange(wanted) % available
 
 
-def _draw_layers(operands: Sequence[Operands], seed: int) -> list[Operands]:
-    """64 layers, each as often as its share of the multiply-accumulates (systematic sampling)."""
+def _draw_layers(operands: Sequence[Operands], seed: int, streams: int) -> list[Operands]:
+    """Layers, each as often as its share of the multiply-accumulates (systematic sampling)."""
     weights = np.array([entry.macs for entry in operands], float)
-    at = (np.arange(_LANES) + np.random.default_rng(seed).random()) / _LANES
+    at = (np.arange(streams) + np.random.default_rng(seed).random()) / streams
     chosen = np.searchsorted(np.cumsum(weights) / weights.sum(), at)
     return [operands[int(index)] for index in chosen]
 
 
-def _stimulus(array: SystolicArray, left: NDArray[np.int64], right: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Ports of the array over one product per lane: left (lanes, m, k), right (lanes, k, n), with m up to the rows."""
-    lanes, m, depth = left.shape
-    n = right.shape[2]
-    total = int(cycles(array, m, n, depth))
-    ports = ["rst", "valid", "last"]
-    ports += [f"a_{row}" for row in range(array.rows)] + [f"b_{column}" for column in range(array.columns)]
-    stimulus = {port: np.zeros((total, lanes), np.int64) for port in ports}
-    for tile, first in enumerate(range(0, n, array.columns)):
-        start = tile * (depth + array.rows)
-        stimulus["valid"][start : start + depth] = 1
-        stimulus["last"][start + depth - 1] = 1
-        for row in range(m):
-            stimulus[f"a_{row}"][start : start + depth] = left[:, row, :].T
-        for column in range(min(array.columns, n - first)):
-            stimulus[f"b_{column}"][start : start + depth] = right[:, :, first + column].T
-    return stimulus
+def drive(engine: TensorEngine, operands: Sequence[Operands], lines: int, turned: bool, seed: int) -> list[Waveforms]:
+    """Waveforms of one product of `lines` tokens per stream, the engine's inputs quiet where nothing is driven."""
+    depth = min(entry.activations.shape[1] for entry in operands)
+    wanted = (1 if engine.serial else _TILES) * (engine.rows if turned else engine.columns)
+    rng = np.random.default_rng(seed)
+
+    def wave(entry: Operands) -> Waveforms:
+        # An array larger than the sample sees its rows and columns again, so that no part of it idles.
+        left = entry.activations[_again(lines, entry.activations.shape[0]), :depth].astype(np.int64)
+        right = entry.weights[:depth, _again(wanted, entry.weights.shape[1])].astype(np.int64)
+        return stimulus(engine, [(right.T, left.T) if turned else (left, right)], rng, noise=False).waveforms
+
+    first = wave(operands[0])
+    fitting = _PORT_VALUES // (first.cycles * len(first.inputs))
+    streams = max(1, min(_SERIAL_STREAMS if engine.serial else _STREAMS, fitting))
+    return [wave(entry) for entry in _draw_layers(operands, seed, streams)]
 
 
-def _compare(
-    array: SystolicArray, outputs: Mapping[str, NDArray[np.uint64]], left: NDArray[np.int64], right: NDArray[np.int64]
-) -> int:
-    """Check every result that leaves the netlist; returns how many."""
-    lanes, m, depth = left.shape
-    n = right.shape[2]
-    shift = np.uint64(64 - array.accumulator_bits)
-    expected = np.stack([evaluate(array, left[lane], right[lane]) for lane in range(lanes)])
-    compared = 0
-    for tile, first in enumerate(range(0, n, array.columns)):
-        for column in range(min(array.columns, n - first)):
-            start = tile * (depth + array.rows) + depth + array.rows + column + 1
-            raw = outputs[f"result_{column}"][start : start + array.rows][::-1][:m]
-            seen = (raw << shift).view(np.int64) >> np.int64(64 - array.accumulator_bits)
-            if not np.array_equal(seen, expected[:, :, first + column].T):
+def _inputs(waves: Sequence[Waveforms]) -> dict[str, Integers]:
+    """Input ports (cycles, streams): reset, then every stream up to its end and zeros after it."""
+    before, length = waves[0].reset_cycles, max(wave.cycles for wave in waves)
+    inputs = {
+        name: np.stack([np.pad(wave.inputs[name], (before, length - wave.cycles)) for wave in waves], 1)
+        for name in waves[0].inputs
+    }
+    reset = np.repeat(np.array([1, 0]), [before, length])
+    return inputs | {waves[0].reset: np.repeat(reset[:, None], len(waves), axis=1)}
+
+
+def compare_streams(engine: TensorEngine, outputs: Mapping[str, NDArray[np.uint64]], waves: Sequence[Waveforms]) -> int:
+    """Check every output in every cycle in which it means something; returns how many results left the engine."""
+    before = waves[0].reset_cycles
+    results = 0
+    for stream, wave in enumerate(waves):
+        for name, expected in wave.expected.items():
+            seen = outputs[name][before : before + wave.cycles, stream]
+            mask = np.uint64((1 << wave.widths[name]) - 1)
+            care = wave.care.get(name, np.ones(wave.cycles, bool))
+            if (((seen ^ expected.view(np.uint64)) & mask).astype(bool) & care).any():
                 raise BitwrightError(
-                    f"The netlist of the {array.rows}x{array.columns} {array.processing_element} array gives wrong "
-                    f"results in column {column}: synthesis or simulation is at fault; its figures cannot be trusted."
+                    f"The netlist of the {engine.rows}x{engine.columns} {engine.dataflow} engine {engine.nest.name!r} "
+                    f"gives wrong results at {name!r}: synthesis or simulation is at fault; its figures cannot be "
+                    "trusted."
                 )
-            compared += seen.size
-    return compared
+            results += int(care.sum()) if name.startswith("result_") and name != "result_valid" else 0
+    return results

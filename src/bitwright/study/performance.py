@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitwright.core.machine import memory_preset
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.core.workload import Role, Workload
-from bitwright.engine.mapping import System, map_workload, schedule
+from bitwright.engine.mapping import OperatorOnEngine, System, map_workload, schedule
 from bitwright.study.file import Study
 from bitwright.study.hardware import BuiltEngine
 from bitwright.study.quality import model_source
@@ -44,32 +44,32 @@ def workload_figures(workload: Workload) -> dict[str, Quantity]:
 def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, tokens: int) -> Phase:
     """One phase on one engine.
 
-    Array cycles are exact; time adds the stated memory and vector unit; the array's energy is that of the cycles it
-    works, from the switching of the model's own operands, of its clock pins while it waits, and leakage over the whole
-    time. The vector unit's energy is not included.
+    Array cycles are exact, those of a serial engine expected from the digits of its operands. Time adds the stated
+    memory and vector unit; the array's energy is that of the cycles it works, from the switching of the model's own
+    operands, of its clock pins while it waits, and leakage over the whole time. The vector unit's energy is not
+    included.
     """
     memory = memory_preset(study.memory)
     clock = engine.gates.max_frequency.value
     system = System(clock, study.buffer.capacity, study.vector_lanes, memory.bandwidth.value, study.memory)
-    mapped = map_workload(workload, engine.array, system)
+    mapped = map_workload(workload, engine.engine, system, engine.statistics)
     timeline = schedule(mapped, workload.edges(), system)
     cycles = sum(operator.array_cycles for operator in mapped)
     macs = sum(operator.macs for operator in mapped)
     memory_bytes = sum(operator.memory_bytes for operator in mapped)
     buffer_bytes = sum(operator.buffer_read_bytes + operator.buffer_write_bytes for operator in mapped)
-    energies = _energies(study, engine, name, cycles, timeline.makespan, buffer_bytes, memory_bytes, tokens)
+    energies = _energies(study, engine, name, mapped, timeline.makespan, buffer_bytes, memory_bytes, tokens)
     array_energy = sum(figure.value for name, figure in energies.items() if name.startswith("array"))
-    elements = engine.array.rows * engine.array.columns
+    busy = sum(operator.busy_cycles for operator in mapped)
+    counted = _cycle_evidence(engine)
     memory_note = f"{study.memory} at {memory.bandwidth.value / 1e9:g} GB/s"
     return Phase(
         engine=engine.gates.engine,
         library=engine.gates.library,
         phase=name,
         tokens=tokens,
-        cycles=Quantity(
-            cycles, "cycles", Evidence.SIMULATED, "closed form; equal to the simulated RTL where that was run"
-        ),
-        utilisation=Quantity(100 * macs / (cycles * elements), "%", Evidence.SIMULATED, "MACs per element and cycle"),
+        cycles=Quantity(cycles, "cycles", *counted),
+        utilisation=Quantity(100 * busy / cycles, "%", counted[0], "busy share of the elements' cycles"),
         time=Quantity(timeline.makespan, "s", Evidence.PREDICTED, f"timeline with {memory_note}"),
         tokens_per_second=Quantity(tokens / timeline.makespan, "token/s", Evidence.PREDICTED, memory_note),
         array_energy_per_mac=Quantity(
@@ -92,13 +92,23 @@ def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, 
     )
 
 
+def _cycle_evidence(engine: BuiltEngine) -> tuple[Evidence, str]:
+    if engine.engine.serial:
+        return Evidence.PREDICTED, "expected from the digits of the operands of every product, the better one encoded"
+    return Evidence.SIMULATED, "closed form; equal to the simulated RTL where that was run"
+
+
 def _energies(
-    study: Study, engine: BuiltEngine, phase: str, cycles: int, time_s: float, buffer_bytes: float,
-    memory_bytes: float, tokens: int,
+    study: Study, engine: BuiltEngine, phase: str, mapped: Sequence[OperatorOnEngine], time_s: float,
+    buffer_bytes: float, memory_bytes: float, tokens: int,
 ) -> Mapping[str, Quantity]:  # fmt: skip
     """Energy per token by component, joules."""
     memory = memory_preset(study.memory)
-    switching = engine.switching_j_per_cycle[phase] * cycles / tokens
+    cycles = sum(operator.array_cycles for operator in mapped)
+    turned = sum(operator.encoded_cycles[1] for operator in mapped)
+    switching = engine.switching_j_per_cycle[phase] * (cycles - turned) / tokens
+    if turned:
+        switching += engine.switching_j_per_cycle[f"{phase}, right encoded"] * turned / tokens
     waiting = max(time_s * engine.gates.max_frequency.value - cycles, 0.0)
     idle = engine.idle_j_per_cycle * waiting / tokens
     leakage = engine.leakage_w * time_s / tokens

@@ -38,12 +38,12 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def _side_by_side(title: str, columns: Mapping[str, Mapping[str, Quantity]]) -> Table:
-    """Figures down, what they belong to across, the evidence (the same along a row) last."""
-    first = next(iter(columns.values()))
-    rows = [
-        [name, *(_value(figures[name]) for figures in columns.values()), _evidence(figure)]
-        for name, figure in first.items()
-    ]
+    """Figures down, what they belong to across, the evidence last: of each column in turn where it differs."""
+    rows = []
+    for name in next(iter(columns.values())):
+        row = [figures[name] for figures in columns.values()]
+        kinds = [_evidence(figure) for figure in row]
+        rows.append([name, *map(_value, row), ", ".join(kinds if len(set(kinds)) > 1 else kinds[:1])])
     return _table(title, ["", *map(escape, columns), "evidence"], rows)
 
 
