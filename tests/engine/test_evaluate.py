@@ -10,7 +10,11 @@ from bitwright.engine.baselines import gemm
 from bitwright.engine.evaluate import run, wrap
 from bitwright.engine.transformations import apply
 
-PARALLEL = [(dataflow, sequence) for dataflow in ("os", "ws", "cube", "tree", "matrix2d") for sequence in ((), ("opt1",), ("opt2",))]
+PARALLEL = [
+    (dataflow, sequence)
+    for dataflow in ("os", "ws", "cube", "tree", "matrix2d")
+    for sequence in ((), ("opt1",), ("opt2",))
+]
 SERIAL = [(dataflow, (name,)) for dataflow in ("os", "matrix2d") for name in ("opt3", "opt4c", "opt4e")]
 ENCODINGS = ["mbe", "ent", "csd", "twos-complement", "sign-magnitude"]
 
@@ -23,8 +27,10 @@ def make(dataflow, sequence=(), encoding="mbe", a_bits=8, b_bits=8, accumulator_
 
 
 def operands(rng, m, k, n, a_bits=8, b_bits=8):
-    return (rng.integers(-(1 << (a_bits - 1)), 1 << (a_bits - 1), (m, k)),
-            rng.integers(-(1 << (b_bits - 1)), 1 << (b_bits - 1), (k, n)))  # fmt: skip
+    return (
+        rng.integers(-(1 << (a_bits - 1)), 1 << (a_bits - 1), (m, k)),
+        rng.integers(-(1 << (b_bits - 1)), 1 << (b_bits - 1), (k, n)),
+    )
 
 
 @pytest.mark.parametrize("free", [(), ("sign_free",)])
@@ -64,7 +70,12 @@ def test_opaque_product(dataflow):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from([(), ("opt1",), ("opt1", "sign_free")]), st.sampled_from(ENCODINGS), st.integers(16, 20), st.integers(0, 2**32))
+@given(
+    st.sampled_from([(), ("opt1",), ("opt1", "sign_free")]),
+    st.sampled_from(ENCODINGS),
+    st.integers(16, 20),
+    st.integers(0, 2**32),
+)
 def test_wraps_modulo_the_accumulator(sequence, encoding, bits, seed):
     a, b = operands(np.random.default_rng(seed), 3, 60, 2)
     a[:1], b[:, :1] = -128, -128

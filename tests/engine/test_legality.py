@@ -14,26 +14,29 @@ def baseline(dataflow="os", **options):
     return gemm(dataflow, 1 if dataflow in ("ws", "tree") else 2, 2, depth, **options)
 
 
-@pytest.mark.parametrize(("rule", "dataflow", "sequence"), [
-    (1, "os", ("unroll kt",)),
-    (1, "os", ("reorder np mp",)),
-    (1, "os", ("roll bw", "unroll bw")),
-    (1, "os", ("split bw 2 bx",)),
-    (2, "os", ("hoist_shift",)),
-    (2, "os", ("roll bw", "hoist_shift")),
-    (2, "os", ("opt2", "hoist_shift")),
-    (3, "os", ("retime_add m",)),
-    (3, "os", ("pipeline acc",)),
-    (3, "tree", ("retime_add pp",)),
-    (4, "os", ("insert_sparse np",)),
-    (4, "os", ("insert_sparse bw",)),
-    (4, "os", ("lanes 4",)),
-    (4, "os", ("opt4e", "lanes 2")),
-    (4, "os", ("opt3", "reorder kt kb")),
-    (4, "os", ("opt1", "insert_sparse bw", "lanes 2")),
-    (5, "os", ("hoist_encode", "hoist_encode")),
-    (6, "os", ("sign_free", "sign_free")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "dataflow", "sequence"),
+    [
+        (1, "os", ("unroll kt",)),
+        (1, "os", ("reorder np mp",)),
+        (1, "os", ("roll bw", "unroll bw")),
+        (1, "os", ("split bw 2 bx",)),
+        (2, "os", ("hoist_shift",)),
+        (2, "os", ("roll bw", "hoist_shift")),
+        (2, "os", ("opt2", "hoist_shift")),
+        (3, "os", ("retime_add m",)),
+        (3, "os", ("pipeline acc",)),
+        (3, "tree", ("retime_add pp",)),
+        (4, "os", ("insert_sparse np",)),
+        (4, "os", ("insert_sparse bw",)),
+        (4, "os", ("lanes 4",)),
+        (4, "os", ("opt4e", "lanes 2")),
+        (4, "os", ("opt3", "reorder kt kb")),
+        (4, "os", ("opt1", "insert_sparse bw", "lanes 2")),
+        (5, "os", ("hoist_encode", "hoist_encode")),
+        (6, "os", ("sign_free", "sign_free")),
+    ],
+)
 def test_illegal_moves_name_their_rule(rule, dataflow, sequence):
     with pytest.raises(IllegalTransformation) as raised:
         apply(baseline(dataflow), *sequence)
@@ -50,30 +53,70 @@ def edited(nest, *changes):
     return parse_nest(text)
 
 
-@pytest.mark.parametrize(("rule", "sequence", "changes", "k"), [
-    # a multiple read over all bit weights by something that is not a sum
-    (1, (), [("value p_s", "value q: int16\nvalue p_s"), ("          p_s, p_c = half_reduce(pp[*])",
-             "          q = register(pp[*])\n          p_s, p_c = half_reduce(q, pp[*])")], None),
-    # a word kept once is overwritten by the next bit weight
-    (1, (), [("value pp[bw]", "value pp")], None),
-    (2, (), [("half_reduce(pp[*])", "half_reduce(m[*])")], None),
-    (2, (), [("            pp[bw] = shift(m[bw])", "            pp[bw] = register(m[bw])")], None),
-    (2, ("opt2",), [("          acc_weighted = shift(acc_bw)", "          acc_weighted = register(acc_bw)")], None),
-    (3, (), [("acc = accumulate(acc, p)", "acc = add(acc, p)")], None),
-    (3, (), [("p_s, p_c = half_reduce(pp[*])\n          p =", "p_s, p_c = half_reduce(pp[*])\n          p_s = register(p_s)\n          p =")], None),
-    (4, ("opt3",), [("    par mp in 2:\n      sync()\n", "")], None),
-    (4, ("opt3",), [("value d[kb]", "value d")], None),
-    (5, (), [("        par np in 2:\n          par bw in 4:", "          par bw in 4:"), ("            d[bw]", "            d[bw]")], None),
-    (6, (), [("state acc: int32", "state acc: int20")], 100),
-    (6, ("opt1",), [("state acc_s: int32", "state acc_s: int31")], None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "sequence", "changes", "k"),
+    [
+        # a multiple read over all bit weights by something that is not a sum
+        (
+            1,
+            (),
+            [
+                ("value p_s", "value q: int16\nvalue p_s"),
+                (
+                    "          p_s, p_c = half_reduce(pp[*])",
+                    "          q = register(pp[*])\n          p_s, p_c = half_reduce(q, pp[*])",
+                ),
+            ],
+            None,
+        ),
+        # a word kept once is overwritten by the next bit weight
+        (1, (), [("value pp[bw]", "value pp")], None),
+        (2, (), [("half_reduce(pp[*])", "half_reduce(m[*])")], None),
+        (2, (), [("            pp[bw] = shift(m[bw])", "            pp[bw] = register(m[bw])")], None),
+        (2, ("opt2",), [("          acc_weighted = shift(acc_bw)", "          acc_weighted = register(acc_bw)")], None),
+        (3, (), [("acc = accumulate(acc, p)", "acc = add(acc, p)")], None),
+        (
+            3,
+            (),
+            [
+                (
+                    "p_s, p_c = half_reduce(pp[*])\n          p =",
+                    "p_s, p_c = half_reduce(pp[*])\n          p_s = register(p_s)\n          p =",
+                )
+            ],
+            None,
+        ),
+        (4, ("opt3",), [("    par mp in 2:\n      sync()\n", "")], None),
+        (4, ("opt3",), [("for kb in sparse(d) of 4", "for kb in sparse(m) of 4")], None),
+        (
+            5,
+            (),
+            [
+                ("        par np in 2:\n          par bw in 4:", "          par bw in 4:"),
+                ("            d[bw]", "            d[bw]"),
+            ],
+            None,
+        ),
+        (6, (), [("state acc: int32", "state acc: int20")], 100),
+        (6, ("opt1",), [("state acc_s: int32", "state acc_s: int31")], None),
+    ],
+)
 def test_nests_written_by_hand(rule, sequence, changes, k):
     nest = apply(baseline(), *sequence)
     check(nest, 64)
     if rule == 5:  # the multiples of b made before the loop over columns
         text = print_nest(nest).splitlines()
         columns = text.index("        par np in 2:")
-        nest = parse_nest("\n".join([*text[:columns], *(line[2:] for line in text[columns + 1 : columns + 5]), text[columns], *text[columns + 5 :]]))
+        nest = parse_nest(
+            "\n".join(
+                [
+                    *text[:columns],
+                    *(line[2:] for line in text[columns + 1 : columns + 5]),
+                    text[columns],
+                    *text[columns + 5 :],
+                ]
+            )
+        )
     else:
         nest = edited(nest, *changes)
     with pytest.raises(IllegalTransformation) as raised:

@@ -31,7 +31,9 @@ def test_the_addition_of_opt1_stands_after_the_loop_over_k():
 
 def test_rewrite_drops_empty_loops():
     nest = gemm("os", 2, 2)
-    body = rewrite(nest.body, lambda item: () if isinstance(item, Step) and item.operation is not Operation.CLEAR else (item,))
+    body = rewrite(
+        nest.body, lambda item: () if isinstance(item, Step) and item.operation is not Operation.CLEAR else (item,)
+    )
     assert [loop.index for loop in loops(body)] == ["mt", "nt"]
 
 
@@ -52,9 +54,15 @@ def test_what_is_refused():
         nest.producer("a")
 
 
-@pytest.mark.parametrize(("dataflow", "rows", "depth", "message"), [
-    ("os", 2, 2, "its depth is 1"), ("ws", 2, 2, "rows is 1"), ("tree", 2, 2, "rows is 1"), ("systolic", 2, 1, "dataflow"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dataflow", "rows", "depth", "message"),
+    [
+        ("os", 2, 2, "its depth is 1"),
+        ("ws", 2, 2, "rows is 1"),
+        ("tree", 2, 2, "rows is 1"),
+        ("systolic", 2, 1, "dataflow"),
+    ],
+)
 def test_what_dataflows_do_not_have(dataflow, rows, depth, message):
     with pytest.raises(InputError, match=message):
         gemm(dataflow, rows, 2, depth)

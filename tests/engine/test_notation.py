@@ -65,25 +65,31 @@ def test_round_trip_of_serial_nests(encoding, sequence):
     assert parse_nest(print_nest(nest)) == nest
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("half_reduce(", "reduce(", r"Line 23 .*one of the primitives"),
-    ("          s, c = half", "         s, c = half", r"Line 23 .*(indent|loops around)"),
-    ("      par mp in 2:\n        par np in 2:\n          par bw", "        par mp in 2:\n        par np in 2:\n          par bw",
-     r"Line 16 .*indentation of 6"),
-    ("result r\n", "", "names no result"),
-    ("result r\n", "result z\n", "its result 'z'"),
-    ("operand b: int8", "operand b: int", r"Line 4 .*declaration"),
-    ("value r: int32", "value r: int65", r"Line 10 .*1 to 64 bits"),
-    ("(os, mbe)", "(systolic, mbe)", r"Line 2 .*dataflow"),
-    ("(os, mbe)", "(os, booth9)", "booth9"),
-    ("for kt in K:", "for kt in N:", r"Line 15 .*temporal loop over K"),
-    ("par mp in 2:", "par mp in M:", r"Line 16 .*temporal loop"),
-    ("par bw in 4:", "par bw in 0:", r"Line 18 .*at least one position"),
-    ("par bw in 4:", "par bw in sparse(d) of 4:", r"Line 18 .*temporal loop"),
-    ("par bw in 4:", "par xw in 4:", r"Line 18 .*index starting with"),
-    ("m = map(b, d)", "m = map b d", r"Line 21 .*a step such as"),
-    ("m = map(b, d)", "m = map(b, e)", "'e', which is not declared"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("half_reduce(", "reduce(", r"Line 23 .*one of the primitives"),
+        ("          s, c = half", "         s, c = half", r"Line 23 .*(indent|loops around)"),
+        (
+            "      par mp in 2:\n        par np in 2:\n          par bw",
+            "        par mp in 2:\n        par np in 2:\n          par bw",
+            r"Line 16 .*indentation of 6",
+        ),
+        ("result r\n", "", "names no result"),
+        ("result r\n", "result z\n", "its result 'z'"),
+        ("operand b: int8", "operand b: int", r"Line 4 .*declaration"),
+        ("value r: int32", "value r: int65", r"Line 10 .*1 to 64 bits"),
+        ("(os, mbe)", "(systolic, mbe)", r"Line 2 .*dataflow"),
+        ("(os, mbe)", "(os, booth9)", "booth9"),
+        ("for kt in K:", "for kt in N:", r"Line 15 .*temporal loop over K"),
+        ("par mp in 2:", "par mp in M:", r"Line 16 .*temporal loop"),
+        ("par bw in 4:", "par bw in 0:", r"Line 18 .*at least one position"),
+        ("par bw in 4:", "par bw in sparse(d) of 4:", r"Line 18 .*temporal loop"),
+        ("par bw in 4:", "par xw in 4:", r"Line 18 .*index starting with"),
+        ("m = map(b, d)", "m = map b d", r"Line 21 .*a step such as"),
+        ("m = map(b, d)", "m = map(b, e)", "'e', which is not declared"),
+    ],
+)
 def test_errors_name_the_line(old, new, message):
     assert old in OPT1
     with pytest.raises(InputError, match=message):

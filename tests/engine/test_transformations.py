@@ -14,8 +14,18 @@ from bitwright.engine.notation import parse_nest, print_nest
 from bitwright.engine.transformations import SEQUENCES, TRANSFORMATIONS, apply, named_sequence
 
 ENCODINGS = ["mbe", "ent", "csd", "twos-complement", "sign-magnitude", None]
-STARTS = [(), ("opt1",), ("opt2",), ("opt3",), ("opt4c",), ("opt4e",), ("retime_add p",), ("roll bw", "reorder kt bw"),
-          ("opt1", "insert_sparse bw"), ("opt1", "split kt 2 kb", "reorder kb np", "unroll kb")]  # fmt: skip
+STARTS = [
+    (),
+    ("opt1",),
+    ("opt2",),
+    ("opt3",),
+    ("opt4c",),
+    ("opt4e",),
+    ("retime_add p",),
+    ("roll bw", "reorder kt bw"),
+    ("opt1", "insert_sparse bw"),
+    ("opt1", "split kt 2 kb", "reorder kb np", "unroll kb"),
+]
 
 
 def baseline(dataflow, encoding="mbe", a_bits=8, b_bits=8):
@@ -39,10 +49,15 @@ def line(draw, nest):
     index = st.sampled_from([loop.index for loop in loops(nest.body)])
     value = st.sampled_from(sorted(nest.words))
     arguments = {
-        "retime_add": (value,), "pipeline": (value,) * draw(st.integers(1, 2)), "unroll": (index,), "roll": (index,),
-        "insert_sparse": (index,), "reorder": (index, index), "lanes": (st.sampled_from("23"),),
+        "retime_add": (value,),
+        "pipeline": (value,) * draw(st.integers(1, 2)),
+        "unroll": (index,),
+        "roll": (index,),
+        "insert_sparse": (index,),
+        "reorder": (index, index),
+        "lanes": (st.sampled_from("23"),),
         "split": (index, st.sampled_from("234"), st.sampled_from(["kb", "kc", "kp", "mc", "nc", "mp", "np", "bw"])),
-    }  # fmt: skip
+    }
     return " ".join((name, *(draw(argument) for argument in arguments.get(name, ()))))
 
 
@@ -82,7 +97,9 @@ def test_named_sequences_are_their_steps(name, dataflow):
 
 
 def test_what_the_sequences_leave_inside_the_loop_over_k():
-    inner = {name: [step.operation for step in steps(apply(baseline("os"), name).loop("kt").body)] for name in SEQUENCES}
+    inner = {
+        name: [step.operation for step in steps(apply(baseline("os"), name).loop("kt").body)] for name in SEQUENCES
+    }
     assert Operation.ADD not in [operation for found in inner.values() for operation in found]
     assert Operation.SHIFT in inner["opt1"]
     assert all(Operation.SHIFT not in inner[name] for name in ("opt2", "opt3", "opt4c", "opt4e"))
@@ -90,16 +107,19 @@ def test_what_the_sequences_leave_inside_the_loop_over_k():
     assert any(loop.sparse for loop in loops(apply(baseline("os"), "opt3").body))
 
 
-@pytest.mark.parametrize(("sequence", "message"), [
-    (("pipeline a",), "operand"),
-    (("split mt 2 kb",), "start with 'm'"),
-    (("split kt 1 kb",), "at least 2"),
-    (("split kt 2 kt",), "already has a loop"),
-    (("split kt",), "expected `split INDEX FACTOR NAME`"),
-    (("pipeline",), "names of the values"),
-    (("retime_add x",), "'x'"),
-    (("unroll xy",), "no loop 'xy'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (("pipeline a",), "operand"),
+        (("split mt 2 kb",), "start with 'm'"),
+        (("split kt 1 kb",), "at least 2"),
+        (("split kt 2 kt",), "already has a loop"),
+        (("split kt",), "expected `split INDEX FACTOR NAME`"),
+        (("pipeline",), "names of the values"),
+        (("retime_add x",), "'x'"),
+        (("unroll xy",), "no loop 'xy'"),
+    ],
+)
 def test_bad_arguments(sequence, message):
     with pytest.raises(InputError, match=message):
         apply(baseline("os"), *sequence)
@@ -120,12 +140,16 @@ def test_errors_show_the_nest_before_the_failing_step():
     assert "\n".join(print_nest(before).splitlines()[1:]) in str(raised.value)
 
 
-@pytest.mark.parametrize(("dataflow", "sequence"), [
-    ("cube", ("reorder kt kp",)),  # the sum along the chain now grows with K
-    ("cube", ("reorder mp np", "hoist_encode")),
-    ("matrix2d", ("opt1", "sign_free", "insert_sparse bw")),
-    ("os", ("retime_add acc", "retime_add p")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dataflow", "sequence"),
+    [
+        ("cube", ("reorder kt kp",)),
+        ("cube", ("opt2", "reorder kt kp")),  # the sum along the chain now grows with K
+        ("cube", ("reorder mp np", "hoist_encode")),
+        ("matrix2d", ("opt1", "sign_free", "insert_sparse bw")),
+        ("os", ("retime_add acc", "retime_add p")),
+    ],
+)
 @pytest.mark.parametrize("encoding", ["mbe", "csd"])
 def test_moves_off_the_beaten_track(dataflow, sequence, encoding):
     exact(apply(baseline(dataflow, encoding), *sequence), 8, 8, 1)

@@ -3,53 +3,57 @@
 import shutil
 
 import pytest
+from amaranth.hdl import signed
 
 from bitwright.core.errors import ToolError, UnknownNameError
 from bitwright.engine.rtl import Arithmetic
-from bitwright.engine.systolic import SystolicArray
-from bitwright.engine.verify import verify
+from bitwright.engine.rtl.grid import Grid
+from bitwright.engine.tensor_engine import TensorEngine
+from bitwright.engine.libraries import find_library
+from bitwright.engine.verify import verify, verify_netlist
 
-VARIANTS = [("multiply-accumulate", "booth"), ("multiply-accumulate", "tool"), ("compressed-accumulation", "booth")]
 icarus = pytest.mark.skipif(shutil.which("iverilog") is None, reason="Icarus Verilog is not installed")
 verilator = pytest.mark.skipif(shutil.which("verilator") is None, reason="Verilator is not installed")
+FRUGAL = ("opt4e", "carry_in_negation", "sign_free")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (3, 5)])
-def test_amaranth_simulation(variant, shape):
-    report = verify(SystolicArray(*shape, variant[0], multiplier=variant[1]), vectors=200, simulator="amaranth")
+@pytest.mark.parametrize(
+    "engine",
+    [
+        TensorEngine(1, 1), TensorEngine(3, 5, ("opt1",)), TensorEngine(4, 4, multiplier="tool"),
+        TensorEngine(2, 3, ("opt1", "sign_free"), a_bits=4, b_bits=7, accumulator_bits=21),
+        TensorEngine(2, 2, FRUGAL, encoding="ent"),
+    ],
+    ids=["1x1", "3x5", "tool", "other-widths", "serial"],
+)  # fmt: skip
+def test_amaranth_simulation(engine):
+    report = verify(engine, vectors=200, simulator="amaranth")
     assert report.passed, report
     assert report.vectors >= 200
-
-
-@pytest.mark.parametrize("element", ["multiply-accumulate", "compressed-accumulation"])
-def test_other_widths(element):
-    array = SystolicArray(2, 3, element, a_bits=4, b_bits=7, accumulator_bits=21)
-    assert verify(array, seed=1, vectors=150, simulator="amaranth").passed
-
-
-@pytest.mark.eda
-@icarus
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_icarus_simulation(variant):
-    array = SystolicArray(4, 4, variant[0], multiplier=variant[1])
-    report = verify(array, seed=2, vectors=1000, simulator="icarus")
-    assert report.passed, report
 
 
 @pytest.mark.eda
 @pytest.mark.slow
 @icarus
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_icarus_simulation_of_an_8x8_array(variant):
-    array = SystolicArray(8, 8, variant[0], multiplier=variant[1])
-    assert verify(array, vectors=3000, simulator="icarus").passed
+@pytest.mark.parametrize(
+    "transformations", [(), ("opt1",), ("opt2",), ("opt4c",), FRUGAL], ids=lambda names: "-".join(names)
+)
+def test_icarus_simulation_of_an_8x8_array(transformations):
+    assert verify(TensorEngine(8, 8, transformations), vectors=3000, simulator="icarus").passed
 
 
 @pytest.mark.eda
 @verilator
 def test_verilator_simulation():
-    assert verify(SystolicArray(3, 2, "compressed-accumulation"), vectors=300, simulator="verilator").passed
+    assert verify(TensorEngine(3, 2, ("opt1",)), vectors=300, simulator="verilator").passed
+
+
+@pytest.mark.parametrize(
+    "engine", [TensorEngine(2, 2), TensorEngine(2, 2, ("opt4c", "sign_free"))], ids=["parallel", "serial"]
+)
+def test_netlist_simulation(engine):
+    report = verify_netlist(engine, find_library("predictive-28nm"), vectors=60)
+    assert report.passed, report
 
 
 @pytest.mark.parametrize("simulator", ["amaranth", pytest.param("icarus", marks=[pytest.mark.eda, icarus])])
@@ -58,22 +62,27 @@ def test_broken_hardware_is_noticed(monkeypatch, simulator):
 
     def wrong(self, words, bits):
         total, carry = right(self, words, bits)
-        return (total, self._word("wrong", bits, carry & ~(1 << 9))) if self._rows == 2 else (total, carry)
+        return total, self._word("wrong", signed(bits), carry & ~(1 << 9))
 
     monkeypatch.setattr(Arithmetic, "full_adders", wrong)
-    report = verify(SystolicArray(2, 2, "compressed-accumulation"), vectors=50, simulator=simulator)
+    report = verify(TensorEngine(2, 2, ("opt1",)), vectors=50, simulator=simulator)
     assert not report.passed
     assert "expected" in report.first_mismatch
 
 
-def test_late_results_are_noticed(monkeypatch):
-    monkeypatch.setattr("bitwright.engine.rtl.OutputStationaryArray._skewed", lambda self, module, port, accept, d: 0)
-    assert not verify(SystolicArray(2, 2), vectors=50, simulator="amaranth").passed
+def test_late_operands_are_noticed(monkeypatch):
+    monkeypatch.setattr(Grid, "_skewed", lambda self, module, words, delay, name: dict(words))
+    assert not verify(TensorEngine(2, 2), vectors=50, simulator="amaranth").passed
+
+
+def test_waveforms_are_kept(tmp_path):
+    verify(TensorEngine(1, 1), vectors=20, simulator="amaranth", vcd=tmp_path / "waves.vcd")
+    assert "$enddefinitions" in (tmp_path / "waves.vcd").read_text()
 
 
 def test_bad_simulators(monkeypatch):
     with pytest.raises(UnknownNameError, match="icarus"):
-        verify(SystolicArray(2, 2), simulator="modelsim")
+        verify(TensorEngine(2, 2), simulator="modelsim")
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ToolError, match="not installed"):
-        verify(SystolicArray(2, 2), simulator="icarus")
+        verify(TensorEngine(2, 2), simulator="icarus")

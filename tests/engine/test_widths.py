@@ -22,9 +22,15 @@ def worst(k):
     return np.full((2, k), -128), np.full((k, 2), -128)
 
 
-@pytest.mark.parametrize(("sequence", "state"), [
-    ((), "acc"), (("opt1",), "acc_s"), (("sign_free",), "acc"), (("opt1", "sign_free"), "acc_s"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sequence", "state"),
+    [
+        ((), "acc"),
+        (("opt1",), "acc_s"),
+        (("sign_free",), "acc"),
+        (("opt1", "sign_free"), "acc_s"),
+    ],
+)
 @pytest.mark.parametrize("k", [1, 4, 8, 100])
 def test_accumulators(sequence, state, k):
     needed = required_widths(apply(gemm("os", 2, 2), *sequence), k)[state]

@@ -142,7 +142,7 @@ class TensorEngine:
 
     @property
     def macs_per_cycle(self) -> float:
-        """Multiply-accumulates of all positions per cycle, when every position works on a dense operand."""
+        """Multiply-accumulates of all positions per cycle at most; a serial engine reaches it on zeros only."""
         positions = self.rows * self.columns * self.step
         return positions / self.passes
 

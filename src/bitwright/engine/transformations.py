@@ -28,7 +28,7 @@ from bitwright.engine.nest import (
     steps,
 )
 from bitwright.engine.notation import print_nest
-from bitwright.engine.widths import carry_save_pairs, fit_widths, state_values
+from bitwright.engine.widths import carry_save_pairs, fit_widths, ranges, state_values
 
 _SUMS = (*REDUCTIONS, Operation.ADD)
 
@@ -122,7 +122,10 @@ def _merge(nest: Nest) -> Nest:
         kept = tuple(name for name in reader.inputs if name not in step.outputs)
         merged = replace(reader, inputs=step.inputs + kept)
         replaced = {step: (), reader: (merged,)}
-        body = rewrite(nest.body, lambda item, to=replaced: to.get(item, (item,)) if isinstance(item, Step) else (item,))  # type: ignore[misc]
+        body = rewrite(
+            nest.body,
+            lambda item, to=replaced: to.get(item, (item,)) if isinstance(item, Step) else (item,),  # type: ignore[misc]
+        )
         values = tuple(value for value in nest.values if value.name not in step.outputs)
         return _merge(replace(nest, body=body, values=values))
     return nest
@@ -177,8 +180,10 @@ def reorder(nest: Nest, index: str, inside: str) -> Nest:
     inner = replace(target, body=(replace(loop, body=target.body),))
     outside = rewrite(loop.body, lambda item: (inner,) if item == target else (item,))
     moved = replace(nest, body=rewrite(nest.body, lambda item: outside if item == loop else (item,)))
-    # A sum that now grows with K needs the width of the result.
-    grown = {value.name for value in state_values(moved)} - {value.name for value in state_values(nest)}
+    # What now grows with K needs the width of the result, both words of a pair.
+    before, pairs = ranges(nest), carry_save_pairs(nest)
+    growing = [name for name, bounds in ranges(moved).items() if bounds is None and before[name] is not None]
+    grown = {word for name in growing for word in pairs.get(name, (name,))}
     width = nest.words[nest.result].bits
     values = tuple(replace(value, bits=width) if value.name in grown else value for value in nest.values)
     return replace(moved, values=values)
@@ -188,15 +193,21 @@ def unroll(nest: Nest, index: str) -> Nest:
     """Make a temporal loop spatial: its iterations run side by side, and one sum takes all their words (rule 1)."""
     loop = nest.loop(index)
     if loop.spatial or loop.extent is None or loop.dimension not in ("K", "BW") or loop.sparse:
-        raise IllegalTransformation(1, f"only a temporal loop over K or BW with a fixed extent is unrolled, not {index!r}.")
+        raise IllegalTransformation(
+            1, f"only a temporal loop over K or BW with a fixed extent is unrolled, not {index!r}."
+        )
     made = {name for item in steps(loop.body) for name in item.outputs}
     cleared = {name for item in steps(loop.body) if item.operation is Operation.CLEAR for name in item.outputs}
     split_at = next((at for at, item in enumerate(loop.body) if _carries(nest, item)), len(loop.body))
     parallel, sums = loop.body[:split_at], loop.body[split_at:]
     if any(_carries(nest, item) and not set(item.outputs) <= cleared for item in steps(parallel)):
-        raise IllegalTransformation(1, f"a sum over {index!r} runs inside another loop in it; move {index!r} inwards first.")
+        raise IllegalTransformation(
+            1, f"a sum over {index!r} runs inside another loop in it; move {index!r} inwards first."
+        )
     if any(isinstance(item, Loop) or not _carries(nest, item) or item.operation not in REDUCTIONS for item in sums):
-        raise IllegalTransformation(1, f"loop {index!r} holds more than words and the sum of them; move it inwards first.")
+        raise IllegalTransformation(
+            1, f"loop {index!r} holds more than words and the sum of them; move it inwards first."
+        )
     replicated = (made | ({"a", "b"} if loop.dimension == "K" else set())) - {
         name for item in steps(sums) for name in item.outputs
     }
@@ -218,13 +229,17 @@ def roll(nest: Nest, index: str) -> Nest:
     loop = nest.loop(index)
     if not loop.spatial or loop.dimension != "BW":
         raise IllegalTransformation(1, f"only a spatial loop over BW is made temporal, not {index!r}.")
-    around = next((other for other in loops(nest.body) if other.index == "kt" and loop in list(loops(other.body))), None)
+    around = next(
+        (other for other in loops(nest.body) if other.index == "kt" and loop in list(loops(other.body))), None
+    )
     if around is None:
         raise IllegalTransformation(1, f"loop {index!r} is not inside a temporal loop over K.")
     first = next(item for item, outside in placed_steps(nest.body) if loop in outside)
     for step in steps(around.body):
         if step.operation not in (*_SUMS, Operation.CLEAR, Operation.REGISTER) and step not in set(steps(loop.body)):
-            raise IllegalTransformation(1, f"{step.operation} beside {first.operation} is not a sum over the bit weights.")
+            raise IllegalTransformation(
+                1, f"{step.operation} beside {first.operation} is not a sum over the bit weights."
+            )
     plain = rewrite(around.body, lambda item: item.body if isinstance(item, Loop) and item.index == index else (item,))
     turned = replace(around, body=(replace(loop, spatial=False, body=plain),))
     values = tuple(replace(item, per=tuple(name for name in item.per if name != index)) for item in nest.values)
@@ -300,9 +315,13 @@ def insert_sparse(nest: Nest, index: str) -> Nest:
     if not loop.spatial or loop.dimension not in ("K", "BW") or not encodes or not any(
         item.operation is Operation.MAP for item in inside
     ):  # fmt: skip
-        raise IllegalTransformation(4, f"loop {index!r} is not a spatial loop whose digits are encoded and mapped in it.")
+        raise IllegalTransformation(
+            4, f"loop {index!r} is not a spatial loop whose digits are encoded and mapped in it."
+        )
     if any(isinstance(item, Loop) for item in loop.body) or any(other.sparse for other in loops(nest.body)):
-        raise IllegalTransformation(4, f"loop {index!r} holds another loop, or a loop over non-zero digits exists already.")
+        raise IllegalTransformation(
+            4, f"loop {index!r} holds another loop, or a loop over non-zero digits exists already."
+        )
     made = {name for item in inside if item.operation is not Operation.ENCODE for name in item.outputs}
     for body in _bodies(nest):
         if loop in body:
@@ -404,7 +423,7 @@ def pipeline(nest: Nest, *names: str) -> Nest:
         raise InputError("pipeline needs the names of the values to register.")
     body, values = nest.body, nest.values
     together = [name for given in names for name in _siblings(nest, given)]
-    for name in dict.fromkeys(together):
+    for name in reversed(dict.fromkeys(together)):  # the last one first, so that pairs keep their order
         value = nest.words[name]
         if name in ("a", "b"):
             raise InputError(f"{name!r} is an operand; operands are registered where they enter an element.")

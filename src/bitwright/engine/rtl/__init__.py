@@ -12,7 +12,7 @@ from typing import Any
 from amaranth.hdl import Elaboratable
 
 from bitwright.core.errors import InputError
-from bitwright.engine.nest import Operation, placed_steps
+from bitwright.engine.nest import Loop, Operation, loops, placed_steps
 from bitwright.engine.rtl.arithmetic import Arithmetic, Component, Design, rtlil_text
 from bitwright.engine.rtl.elements import (
     CHAIN_ELEMENT,
@@ -42,6 +42,14 @@ def reset_cycles(engine: TensorEngine) -> int:
 def check_hardware(engine: TensorEngine) -> None:
     """Raise InputError for nests that can be evaluated but not generated."""
     nest = engine.nest
+    for loop in placed_loops(engine):
+        if loop.sparse and (engine.dataflow not in ("os", "matrix2d") or loop.dimension != "K" or engine.passes == 1):
+            raise InputError(
+                f"{nest.name}: hardware visits non-zero digits of several positions of K at one bit weight, in os and "
+                f"matrix2d arrays (opt3), not loop {loop.index!r} of a {engine.dataflow} array."
+            )
+        if loop.index == "np" and any(inner.index == "mp" for inner in loops(loop.body)):
+            raise InputError(f"{nest.name}: hardware is rows of columns; the loop mp stands around np.")
     for step, outside in placed_steps(nest.body):
         temporal = [loop.index for loop in outside if loop.index == "bw" and not loop.spatial]
         inside_k = any(loop.index == "kt" for loop in outside)
@@ -53,12 +61,6 @@ def check_hardware(engine: TensorEngine) -> None:
             raise InputError(
                 f"{nest.name}: {step.inputs[0]!r} is registered after the loop over K, where the output stage has "
                 "cycles of its own; pipeline words inside that loop."
-            )
-    for loop in placed_loops(engine):
-        if loop.sparse and (engine.dataflow not in ("os", "matrix2d") or loop.dimension != "K" or engine.passes == 1):
-            raise InputError(
-                f"{nest.name}: hardware visits non-zero digits of several positions of K at one bit weight, in os and "
-                f"matrix2d arrays (opt3), not loop {loop.index!r} of a {engine.dataflow} array."
             )
     order = [loop.index for loop in placed_loops(engine) if not loop.spatial and loop.index in ("bw", "kt")]
     if order[:1] == ["kt"] and "bw" in order:
@@ -80,10 +82,8 @@ def check_hardware(engine: TensorEngine) -> None:
         )
 
 
-def placed_loops(engine: TensorEngine) -> list[Any]:
+def placed_loops(engine: TensorEngine) -> list[Loop]:
     """All loops of the engine's nest."""
-    from bitwright.engine.nest import loops
-
     return list(loops(engine.nest.body))
 
 

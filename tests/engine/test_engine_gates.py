@@ -1,0 +1,75 @@
+"""Area, clock and energy of whole engines from their parts."""
+
+import numpy as np
+import pytest
+
+from bitwright.core.errors import BitwrightError
+from bitwright.engine import engine_gates as module
+from bitwright.engine.component_areas import component_areas
+from bitwright.engine.engine_gates import engine_gates, part_counts, skew_registers, synthesise_engine
+from bitwright.engine.libraries import find_library
+from bitwright.engine.tensor_engine import TensorEngine
+
+LIBRARY = find_library("predictive-28nm")
+
+
+def test_counted_parts_are_those_of_the_mapped_engine():
+    for engine in (TensorEngine(3, 4, ("opt4e",)), TensorEngine(2, 3, dataflow="cube", depth=2)):
+        assert synthesise_engine(engine, LIBRARY).instances == part_counts(engine)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        TensorEngine(7, 6, ("opt1", "sign_free", "hoist_encode")), TensorEngine(6, 7, ("opt4e",)),
+        TensorEngine(6, 7, ("opt2",)), TensorEngine(1, 7, dataflow="tree", depth=4),
+        TensorEngine(1, 7, dataflow="ws", depth=4),
+    ],
+    ids=lambda engine: f"{engine.dataflow}-{'-'.join(engine.transformations)}",
+)  # fmt: skip
+def test_skew_registers_follow_the_polynomial(engine):
+    assert skew_registers(engine) == module._register_bits(engine)
+
+
+def test_area_composed_from_parts_equals_the_mapped_engine():
+    engine = TensorEngine(6, 6, ("opt1",))
+    composed, mapped = engine_gates(engine, LIBRARY), synthesise_engine(engine, LIBRARY)
+    assert composed.area_um2 == pytest.approx(mapped.area_um2, rel=0.03)
+    assert composed.period_s == pytest.approx(mapped.period_s, rel=0.05)
+
+
+def test_energy_follows_the_data():
+    engine = TensorEngine(2, 2)
+    zeros = [(np.zeros((2, 64), int), np.zeros((64, 2), int))]
+    busy = [(np.tile([[127, -128], [-128, 127]], 32), np.tile([[127, -128], [-128, 127]], 32).T)]
+    assert engine_gates(engine, LIBRARY, products=busy).energy_j_per_mac > 1.5 * (
+        engine_gates(engine, LIBRARY, products=zeros).energy_j_per_mac
+    )
+
+
+def test_serial_engines_are_faster_on_few_digits():
+    engine = TensorEngine(2, 2, ("opt4c",))
+    few = [(np.full((2, 64), 1), np.full((64, 2), 77))]
+    many = [(np.full((2, 64), 91), np.full((64, 2), 77))]
+    assert engine_gates(engine, LIBRARY, products=few).macs_per_cycle > (
+        1.5 * engine_gates(engine, LIBRARY, products=many).macs_per_cycle
+    )
+
+
+def test_a_wrong_netlist_gives_no_figures(monkeypatch):
+    engine = TensorEngine(2, 2, ("opt1",))
+    good = module.simulate
+
+    def broken(netlist, inputs):
+        return good(netlist, {**inputs, "a_0": inputs["a_0"] ^ 1})
+
+    monkeypatch.setattr(module, "simulate", broken)
+    with pytest.raises(BitwrightError, match="shows a wrong result"):
+        engine_gates(engine, LIBRARY, products=[(np.full((2, 16), 3), np.full((16, 2), 5))])
+
+
+def test_components_of_an_element():
+    split = component_areas(TensorEngine(2, 2), LIBRARY)
+    assert {"encoder", "partial products", "compressor", "adders", "registers"} <= set(split)
+    assert split["adders"] > split["encoder"] > 0
+    assert "adders" not in component_areas(TensorEngine(2, 2, ("opt1",)), LIBRARY)
