@@ -76,7 +76,9 @@ def efficiency(library_name: str) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(
         title=f"16x16 arrays, normal INT8 operands, K = 768, {library_name} [synthesised, simulated activity]",
-        xaxis_range=[25, 130], xaxis_title="area x period per multiply-accumulate (um2 us)", yaxis_title="energy per multiply-accumulate (pJ)",
+        xaxis_range=[25, 130],
+        xaxis_title="area x period per multiply-accumulate (um2 us)",
+        yaxis_title="energy per multiply-accumulate (pJ)",
         template="plotly_white", height=560, margin_t=70,
     )  # fmt: skip
     return figure

@@ -6,10 +6,10 @@ import pytest
 from amaranth.hdl import signed
 
 from bitwright.core.errors import ToolError, UnknownNameError
+from bitwright.engine.libraries import find_library
 from bitwright.engine.rtl import Arithmetic
 from bitwright.engine.rtl.grid import Grid
 from bitwright.engine.tensor_engine import TensorEngine
-from bitwright.engine.libraries import find_library
 from bitwright.engine.verify import verify, verify_netlist
 
 icarus = pytest.mark.skipif(shutil.which("iverilog") is None, reason="Icarus Verilog is not installed")
@@ -35,9 +35,7 @@ def test_amaranth_simulation(engine):
 @pytest.mark.eda
 @pytest.mark.slow
 @icarus
-@pytest.mark.parametrize(
-    "transformations", [(), ("opt1",), ("opt2",), ("opt4c",), FRUGAL], ids=lambda names: "-".join(names)
-)
+@pytest.mark.parametrize("transformations", [(), ("opt1",), ("opt2",), ("opt4c",), FRUGAL], ids="-".join)
 def test_icarus_simulation_of_an_8x8_array(transformations):
     assert verify(TensorEngine(8, 8, transformations), vectors=3000, simulator="icarus").passed
 

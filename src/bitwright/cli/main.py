@@ -89,7 +89,15 @@ def options(
 
 def main() -> None:
     """Run the command line; every expected failure is one sentence on standard error and exit code 1 or 2."""
-    from bitwright.cli import cache, engine, evaluate, machine, systems, trace  # noqa: F401  (each adds its commands)
+    from bitwright.cli import (  # noqa: F401  (each adds its commands)
+        cache,
+        engine,
+        evaluate,
+        explore,
+        machine,
+        systems,
+        trace,
+    )
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
     debug = "--debug" in sys.argv[1:]

@@ -8,11 +8,12 @@ mapped too (`synthesise_engine`) or counted (`engine_gates`).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache as memory
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from bitwright.core.quantity import Evidence
 from bitwright.engine.evaluate import Integers
 from bitwright.engine.gate_simulation import simulate
 from bitwright.engine.liberty import Library
+from bitwright.engine.notation import print_nest
 from bitwright.engine.power import energy_by_part
 from bitwright.engine.rtl import TOP, generate, parts, top
 from bitwright.engine.rtl.arithmetic import rtlil_text
@@ -30,9 +32,11 @@ from bitwright.engine.synthesis import ArrayReport, Objective, synthesise_array
 from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.timing import analyse_timing
 from bitwright.engine.waveforms import Waveforms
+from bitwright.engine.yosys import yosys_version
 
-_VERSION = 1
+_VERSION = 2
 _STREAMS = 16
+Powers = tuple[tuple[int, int], ...]
 _SAMPLE_K = 768
 _REPEATS = 1
 
@@ -124,6 +128,80 @@ def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0
     return [(draw((m, k), engine.a_bits), draw((k, engine.columns), engine.b_bits)) for _ in range(streams)]
 
 
+@dataclass(frozen=True)
+class PartGates:
+    """What the parts of an engine cost, whatever its rows and columns: area (um2), leakage (W) and energy per cycle (J)
+    of one of each, and of what stands around them in the small engine ("skew"), whose register bits are a polynomial of
+    rows and columns (`skew_powers`, `skew_coefficients`).
+    """
+
+    library: str
+    rows: int
+    columns: int
+    depth: int
+    lanes: int
+    serial: bool
+    area_um2: Mapping[str, float]
+    leakage_w: Mapping[str, float]
+    energy_j: Mapping[str, float]
+    skew_powers: Powers
+    skew_coefficients: tuple[float, ...]
+    period_s: float
+    macs_per_cycle: float
+    recipe: str
+
+    def skew_bits(self, rows: int, columns: int) -> float:
+        """Register bits around the parts of an engine of that size."""
+        terms = zip(self.skew_powers, self.skew_coefficients, strict=True)
+        return sum(factor * float(rows**i * columns**j) for (i, j), factor in terms)
+
+
+def part_gates(
+    engine: TensorEngine, library: Library, objective: Objective = "area_delay",
+    products: Sequence[tuple[Integers, Integers]] | None = None,
+) -> PartGates:  # fmt: skip
+    """Map and simulate the parts of an engine in a small one; cached by the engine's description and our sources.
+
+    Parameters and errors as `engine_gates`.
+    """
+    sample = small_engine(engine)
+    given = products or normal_products(sample)
+    inputs = {
+        "version": _VERSION, "sources": _sources(), "yosys": yosys_version(), "library": library.digest,
+        "objective": objective, "engine": repr(sample), "nest": print_nest(sample.nest),
+        "operands": [np.ascontiguousarray(matrix).tobytes() for pair in given for matrix in pair],
+    }  # fmt: skip
+    stored = cache.get_or_compute(
+        "engine-gates", inputs, lambda: asdict(_part_gates(sample, library, objective, given))
+    )
+    powers = tuple((int(i), int(j)) for i, j in stored["skew_powers"])
+    return PartGates(**{**stored, "skew_powers": powers, "skew_coefficients": tuple(stored["skew_coefficients"])})
+
+
+@memory
+def _sources() -> str:
+    """Digest of the engine floor's sources: figures of another version of the hardware are not taken from the cache."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _part_gates(
+    sample: TensorEngine, library: Library, objective: Objective, products: Sequence[tuple[Integers, Integers]]
+) -> PartGates:
+    report = synthesise_engine(sample, library, objective)
+    measured = _measure(sample, report, library, products)
+    powers, coefficients = skew_polynomial(sample)
+    return PartGates(
+        library.name, sample.rows, sample.columns, sample.depth, sample.nest.extent("lane"), sample.serial,
+        {name: part.area_um2 for name, part in report.parts.items()} | {"skew": report.glue.area_um2},
+        {name: part.leakage_w for name, part in report.parts.items()} | {"skew": report.glue.leakage_w},
+        {(name or "skew"): joule for name, joule in measured.energy_j.items()}, powers, coefficients,
+        report.period_s, measured.macs_per_cycle, report.parts[part_names(sample)[0]].recipe,
+    )  # fmt: skip
+
+
 def engine_gates(
     engine: TensorEngine, library: Library, objective: Objective = "area_delay",
     products: Sequence[tuple[Integers, Integers]] | None = None,
@@ -134,30 +212,26 @@ def engine_gates(
     of one shape; the default is `normal_products`. Raises InputError for engines without hardware and unusable
     libraries, BitwrightError when the netlist disagrees with the exact evaluation.
     """
-    sample = small_engine(engine)
-    report = synthesise_engine(sample, library, objective)
-    given = products or normal_products(sample)
-    digest = [np.ascontiguousarray(matrix).tobytes() for pair in given for matrix in pair]
-    netlists = [report.glue.netlist_json.encode(), *(part.netlist_json.encode() for part in report.parts.values())]
-    inputs = {"version": _VERSION, "netlists": netlists, "library": library.digest, "operands": digest,
-              "engine": repr(sample)}  # fmt: skip
+    return compose(part_gates(engine, library, objective, products), engine.rows, engine.columns)
 
-    def compute() -> dict[str, Any]:
-        return asdict(_measure(sample, report, library, given))
 
-    measured = _Measured(**cache.get_or_compute("engine-activity", inputs, compute))
-    instances = part_counts(engine)
-    registers, sample_registers = skew_registers(engine), max(1, skew_registers(sample))
-    ratio = registers / sample_registers
-    glue = report.glue.area_um2 * ratio
-    leakage = report.glue.leakage_w * ratio + sum(
-        count * report.parts[name].leakage_w for name, count in instances.items()
+def compose(parts_of: PartGates, rows: int, columns: int) -> EngineGates:
+    """The engine of `rows` x `columns` positions made of these parts."""
+    positions = rows * columns
+    counts = {
+        "pe": positions, "chain_element": positions * parts_of.depth, "digit_stream": rows * parts_of.lanes,
+        "output_stage": rows if parts_of.serial else columns,
+    }  # fmt: skip
+    instances = {name: counts[name] for name in parts_of.area_um2 if name != "skew"}
+    skew = parts_of.skew_bits(rows, columns) / max(1.0, parts_of.skew_bits(parts_of.rows, parts_of.columns))
+    leakage = skew * parts_of.leakage_w["skew"] + sum(
+        count * parts_of.leakage_w[name] for name, count in instances.items()
     )
-    scale = (engine.rows * engine.columns) / (sample.rows * sample.columns)
     return EngineGates(
-        library.name, instances, {name: report.parts[name].area_um2 for name in instances},
-        {name: measured.energy_j[name] for name in instances}, glue, measured.energy_j[""] * ratio,
-        report.period_s, leakage, measured.macs_per_cycle * scale, report.parts[part_names(engine)[0]].recipe,
+        parts_of.library, instances, {name: parts_of.area_um2[name] for name in instances},
+        {name: parts_of.energy_j[name] for name in instances}, skew * parts_of.area_um2["skew"],
+        skew * parts_of.energy_j["skew"], parts_of.period_s, leakage,
+        parts_of.macs_per_cycle * positions / (parts_of.rows * parts_of.columns), parts_of.recipe,
     )  # fmt: skip
 
 
@@ -208,21 +282,27 @@ def _quiet(wave: Waveforms, name: str) -> Integers:
 
 
 def skew_registers(engine: TensorEngine) -> int:
-    """Register bits around the parts: operand skew, shared encoders' registers, control.
+    """Register bits around the parts: operand skew, shared encoders' registers, control."""
+    powers, coefficients = skew_polynomial(engine)
+    terms = zip(powers, coefficients, strict=True)
+    return round(sum(factor * float(engine.rows**i * engine.columns**j) for (i, j), factor in terms))
 
-    Their number is a polynomial of second degree in rows and columns (but for a bit or two of control), known from six
-    small engines.
+
+def skew_polynomial(engine: TensorEngine) -> tuple[Powers, tuple[float, ...]]:
+    """The register bits around the parts as a polynomial: powers of (rows, columns) and their coefficients.
+
+    It is of second degree (but for a bit or two of control), known from six small engines.
     """
-    form = replace(engine, rows=1, columns=1)
     if engine.dataflow in ("ws", "tree"):
-        sizes, powers = [(1, 3), (1, 4), (1, 5)], [(0, 0), (0, 1), (0, 2)]
+        sizes = [(1, 3), (1, 4), (1, 5)]
+        powers: Powers = ((0, 0), (0, 1), (0, 2))
     else:
         sizes = [(3, 3), (4, 3), (3, 4), (4, 4), (5, 3), (3, 5)]
-        powers = [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 2)]
-    counts = [_register_bits(replace(form, rows=rows, columns=columns)) for rows, columns in sizes]
+        powers = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 2))
+    counts = [_register_bits(engine.resized(rows, columns)) for rows, columns in sizes]
     matrix = [[rows**i * columns**j for i, j in powers] for rows, columns in sizes]
     solution = np.linalg.solve(np.array(matrix, float), np.array(counts, float))
-    return round(float(np.dot([engine.rows**i * engine.columns**j for i, j in powers], solution)))
+    return powers, tuple(float(value) for value in solution)
 
 
 @memory

@@ -69,8 +69,9 @@ def check(nest: Nest, k: int | None = None) -> None:
         for name in step.inputs:
             if name in pairs and any(nest.words[out].bits > nest.words[name].bits for out in step.outputs):
                 raise IllegalTransformation(
-                    6, f"{step.operation} reads {name!r}, one word of a carry-save pair of {nest.words[name].bits} "
-                    "bits, at a greater width; add the pair first, or keep it wider."
+                    6,
+                    f"{step.operation} reads {name!r}, one word of a carry-save pair of {nest.words[name].bits} "
+                    "bits, at a greater width; add the pair first, or keep it wider.",
                 )
     if k is not None:
         for name, bits in required_widths(nest, k).items():
@@ -107,8 +108,9 @@ def _check_lifetimes(nest: Nest) -> None:
                 lost = loop.dimension in ("K", "BW") and loop.index not in nest.words[name].per
                 if id(loop) not in inside and lost and not nest.words[name].state:
                     raise IllegalTransformation(
-                        1, f"{name!r} is made in the loop {loop.index!r} and read outside it, but not kept for each of "
-                        "its iterations."
+                        1,
+                        f"{name!r} is made in the loop {loop.index!r} and read outside it, but not kept for each of "
+                        "its iterations.",
                     )
         made.update(dict.fromkeys(step.outputs, outside))
 

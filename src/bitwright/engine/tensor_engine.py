@@ -19,7 +19,7 @@ scale-sim (SCALE-Sim v3, `Total Cycles` without stalls and prefetch, counted fro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -30,7 +30,18 @@ from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.core.workload import Gemm
 from bitwright.engine.baselines import gemm
 from bitwright.engine.legality import stages
-from bitwright.engine.nest import DATAFLOWS, Loop, Nest, Operation, loops, placed_steps, steps
+from bitwright.engine.nest import (
+    DATAFLOWS,
+    Loop,
+    Nest,
+    Operation,
+    Statement,
+    Step,
+    loops,
+    placed_steps,
+    rewrite,
+    steps,
+)
 from bitwright.engine.transformations import apply
 
 ADDER_BITS = 11  # of the carry-propagate additions outside the array that are done in one cycle
@@ -84,6 +95,20 @@ class TensorEngine:
             self.encoding if self.multiplier == "booth" else None,
         )  # fmt: skip
         return apply(baseline, *self.transformations)
+
+    def resized(self, rows: int, columns: int) -> TensorEngine:
+        """The same engine with other numbers of rows and columns; its nest is resized instead of derived again."""
+        other = replace(self, rows=rows, columns=columns)
+        extents, strides = {"mp": rows, "np": columns}, {"mt": rows, "nt": columns}
+
+        def resize(item: Statement) -> tuple[Statement, ...]:
+            if isinstance(item, Step):
+                return (item,)
+            extent, stride = extents.get(item.index, item.extent), strides.get(item.index, item.stride)
+            return (replace(item, extent=extent, stride=stride),)
+
+        other.__dict__["nest"] = replace(self.nest, body=rewrite(self.nest.body, resize))
+        return other
 
     @property
     def serial(self) -> bool:

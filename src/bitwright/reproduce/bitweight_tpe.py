@@ -1,87 +1,40 @@
 """System 01: bit-weight transformations of tensor processing engines (HPCA 2025, arXiv 2503.06342).
 
-So far: digit encodings and their statistics, the output-stationary array with plain and with compressed accumulation
-(OPT1), and the ratios of the synthesis reports published with the paper. The other engines of the paper are planned.
+Digit encodings and their statistics are here; gates, networks and bit-slice peers in `tensor_engine_claims`, reports
+published with the paper in `tensor_engine_reports`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.arithmetic import encodings
 from bitwright.arithmetic.statistics import digit_statistics
-from bitwright.core.errors import BitwrightError
 from bitwright.core.quantity import Evidence, Quantity
-from bitwright.engine.libraries import find_library
-from bitwright.engine.rtl import PE, TOP, generate, generate_processing_element
-from bitwright.engine.synthesis import ArrayReport, GateReport, synthesise, synthesise_array
-from bitwright.engine.systolic import SystolicArray
 from bitwright.reproduce.claims import Claim
+from bitwright.reproduce.tensor_engine_claims import all_claims
 
-STATUS = "started"
+STATUS = "complete"
 ENTRY_POINTS = (
     "bitwright.arithmetic.encodings.get",
-    "bitwright.arithmetic.statistics.digit_statistics",
-    "bitwright.engine.processing_elements.compressed_accumulation",
-    "bitwright.engine.systolic.cycles",
+    "bitwright.engine.baselines.gemm",
+    "bitwright.engine.transformations.apply",
+    "bitwright.engine.evaluate.run",
     "bitwright.engine.rtl.generate",
-    "bitwright.engine.synthesis.synthesise_array",
+    "bitwright.engine.verify.verify",
+    "bitwright.engine.engine_gates.engine_gates",
+    "bitwright.engine.serial_cycles.array_cycles",
+    "bitwright.engine.network_cost.network_cost",
 )
 _PAPER = "arXiv 2503.06342"
-_REPORTS = "synthesis reports of the official repository, SAED 32 nm"
 
 
-@dataclass(frozen=True)
-class CommittedReport:
-    """One published synthesis result: constraint and arrival (ns), cell area (um2), power (mW) at the constraint."""
-
-    constraint_ns: float
-    arrival_ns: float
-    area_um2: float
-    power_mw: float
-
-    @property
-    def energy_pj(self) -> float:
-        """Energy per cycle."""
-        return self.power_mw * self.constraint_ns
-
-
-# The fastest constraint that was met, for plain and for compressed accumulation.
-COMMITTED = {
-    "PE": (CommittedReport(1.667, 1.61, 1449.4, 0.280), CommittedReport(1.11, 1.06, 1498.7, 0.554)),
-    "output-stationary 16x16": (CommittedReport(6.5, 6.44, 376_683, 27.6), CommittedReport(3.1, 3.04, 362_483, 56.4)),
-    "weight-stationary 16x16": (CommittedReport(5.5, 5.44, 276_542, 19.0), CommittedReport(3.3, 3.25, 311_258, 40.1)),
-    "3D-cube 8x8x8": (CommittedReport(6.3, 6.24, 498_012, 34.1), CommittedReport(4.0, 3.89, 524_725, 58.4)),
-}
 # Average partial products under EN-T of N(0, sigma) INT8 vectors of K operands, README of the official repository.
 PARTIAL_PRODUCTS = {
     32: {10: 1.71, 20: 2.05, 30: 2.27, 40: 2.45, 50: 2.57},
     128: {10: 1.75, 20: 2.10, 30: 2.32, 40: 2.48, 50: 2.60},
 }
-
-
-def committed_ratios(design: str) -> tuple[float, float, float, float]:
-    """Compressed over plain accumulation: frequency, cell area, area efficiency, energy per cycle."""
-    plain, compressed = COMMITTED[design]
-    frequency = plain.arrival_ns / compressed.arrival_ns
-    area = compressed.area_um2 / plain.area_um2
-    return frequency, area, frequency / area, compressed.energy_pj / plain.energy_pj
-
-
-def processing_element(name: str, library: str) -> GateReport:
-    """One INT8 processing element with a 32-bit accumulator, synthesised for the best area times delay."""
-    array = SystolicArray(rows=1, columns=1, processing_element=name)
-    return synthesise(generate_processing_element(array), PE, find_library(library))
-
-
-def processing_array(name: str, library: str) -> ArrayReport:
-    """A 16x16 output-stationary array, synthesised for the best area times delay."""
-    array = SystolicArray(rows=16, columns=16, processing_element=name)
-    return synthesise_array(generate(array), TOP, find_library(library))
 
 
 def average_partial_products(sigma: float, depth: int, vectors: int = 1000, seed: int = 0) -> float:
@@ -148,58 +101,6 @@ def _digit_claims() -> list[Claim]:
     return found
 
 
-def _gate_claims() -> list[Claim]:
-    """Published ratios are those of the committed reports, fastest constraint met; ours are under other libraries."""
-    found = []
-    explanation = (
-        "published: SAED 32 nm (elements), SMIC 28 nm (array), commercial tools; ours: the named library, Yosys and "
-        "ABC, before placement, both elements with the same Booth rows"
-    )
-
-    def add(what: str, conditions: str, published: Quantity, measure: Callable[[], float]) -> None:
-        ours = lambda: Quantity(measure(), "x", Evidence.SYNTHESISED)  # noqa: E731
-        found.append(Claim(what, conditions, published, ours, None, explanation))
-
-    frequency, area, _, _ = committed_ratios("PE")
-    for library in ("predictive-28nm", "predictive-45nm", "predictive-180nm", "osu018"):
-
-        def ratio(figure: Callable[[GateReport], float], library: str = library) -> float:
-            return figure(processing_element("compressed-accumulation", library)) / figure(
-                processing_element("multiply-accumulate", library)
-            )
-
-        def reported(value: float) -> Quantity:
-            return Quantity(value, "x", Evidence.PUBLISHED, _REPORTS)
-
-        conditions = library
-        add("OPT1 / MAC PE, maximum frequency", conditions, reported(frequency), lambda r=ratio: r(_frequency))  # type: ignore[misc]
-        add("OPT1 / MAC PE, cell area", conditions, reported(area), lambda r=ratio: r(_area))  # type: ignore[misc]
-
-    def array_efficiency() -> float:
-        plain, compressed = (
-            processing_array(name, "predictive-28nm") for name in ("multiply-accumulate", "compressed-accumulation")
-        )
-        return plain.area_um2 * plain.period_s / (compressed.area_um2 * compressed.period_s)
-
-    add(
-        "OPT1 / MAC systolic array, area efficiency",
-        "16x16 output stationary, predictive-28nm",
-        Quantity(1.27, "x", Evidence.PUBLISHED, f"{_PAPER}, abstract"),
-        array_efficiency,
-    )
-    return found
-
-
-def _frequency(report: GateReport) -> float:
-    if report.maximum_frequency_hz is None:
-        raise BitwrightError(f"{report.top} has no register-to-register path, so it has no maximum frequency.")
-    return report.maximum_frequency_hz
-
-
-def _area(report: GateReport) -> float:
-    return report.area_um2
-
-
 def claims() -> tuple[Claim, ...]:
-    """Every claim that can be checked so far."""
-    return (*_digit_claims(), *_gate_claims())
+    """Every claim of the paper, and what its official repository states about its own figures."""
+    return (*_digit_claims(), *all_claims())

@@ -34,19 +34,22 @@ pre{overflow:auto;max-height:480px;background:#f5f7fa;padding:12px;font-size:12p
 """
 
 
-def _figure(quantity: Quantity) -> str:
+def figure_cell(quantity: Quantity) -> str:
+    """A figure with its unit and its evidence, as the content of a table cell."""
     title = html.escape(quantity.source)
     value = html.escape(format_value(quantity.value, quantity.unit))
     return f'<span title="{title}">{value}</span><span class="e {quantity.evidence}">{quantity.evidence}</span>'
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table_block(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already; a click on a heading sorts it."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _plot(figure: go.Figure, title: str, wide: bool = False, height: int = 360) -> str:
+def plot_block(figure: go.Figure, title: str, wide: bool = False, height: int = 360) -> str:
+    """A plotly figure as part of a page."""
     figure.update_layout(
         title={"text": title, "font": {"size": 15}},
         height=height,
@@ -166,49 +169,51 @@ def render(result: StudyResult) -> str:
     if result.quality:
         parts.append("<h2>Is it still right?</h2>")
         rows = [
-            [entry.format, _figure(entry.perplexity), f"{entry.tokens:,}", html.escape(entry.execution)]
+            [entry.format, figure_cell(entry.perplexity), f"{entry.tokens:,}", html.escape(entry.execution)]
             for entry in result.quality
         ]
-        parts.append(_table(["format", "perplexity", "tokens", "execution"], rows))
+        parts.append(table_block(["format", "perplexity", "tokens", "execution"], rows))
     parts.append("<h2>What has to be computed</h2>")
     names = list(next(iter(result.workloads.values()), {}))
-    rows = [[phase, *(_figure(figures[name]) for name in names)] for phase, figures in result.workloads.items()]
-    parts.append(_table(["phase", *names], rows))
+    rows = [[phase, *(figure_cell(figures[name]) for name in names)] for phase, figures in result.workloads.items()]
+    parts.append(table_block(["phase", *names], rows))
     parts.append('<div class="plots">')
     if result.digit_histograms:
         parts.append(
-            _plot(digit_plot(result.digit_histograms), "Non-zero digits of the INT8 operands [executed]", True)
+            plot_block(digit_plot(result.digit_histograms), "Non-zero digits of the INT8 operands [executed]", True)
         )
     parts.append("</div>")
     parts.append("<h2>What the engine is</h2>")
     rows = [
         [
             html.escape(_label(entry)),
-            _figure(entry.element_area),
-            _figure(entry.element_max_frequency),
-            _figure(entry.array_area),
-            _figure(entry.max_frequency),
-            _figure(entry.peak),
-            _figure(entry.density),
+            figure_cell(entry.element_area),
+            figure_cell(entry.element_max_frequency),
+            figure_cell(entry.array_area),
+            figure_cell(entry.max_frequency),
+            figure_cell(entry.peak),
+            figure_cell(entry.density),
         ]
         for entry in result.gates
     ]
     parts.append(
-        _table(["engine / cells", "element", "element, fastest", "array", "array frequency", "peak", "density"], rows)
+        table_block(
+            ["engine / cells", "element", "element, fastest", "array", "array frequency", "peak", "density"], rows
+        )
     )
-    parts.append('<div class="plots">' + _plot(area_plot(result.gates), "Area by component [synthesised]", True))
+    parts.append('<div class="plots">' + plot_block(area_plot(result.gates), "Area by component [synthesised]", True))
     parts.append("</div><h2>What it costs</h2>")
     for phase in dict.fromkeys(entry.phase for entry in result.phases):
         rows = [
             [
                 html.escape(_label(entry)),
-                _figure(entry.cycles),
-                _figure(entry.utilisation),
-                _figure(entry.time),
-                _figure(entry.tokens_per_second),
-                _figure(entry.array_energy_per_mac),
-                _figure(entry.energy_per_token),
-                _figure(entry.memory_traffic),
+                figure_cell(entry.cycles),
+                figure_cell(entry.utilisation),
+                figure_cell(entry.time),
+                figure_cell(entry.tokens_per_second),
+                figure_cell(entry.array_energy_per_mac),
+                figure_cell(entry.energy_per_token),
+                figure_cell(entry.memory_traffic),
             ]
             for entry in result.phases
             if entry.phase == phase
@@ -223,14 +228,14 @@ def render(result: StudyResult) -> str:
             "energy/token",
             "traffic",
         ]
-        parts.append(f"<h3>{html.escape(phase)}</h3>" + _table(columns, rows))
+        parts.append(f"<h3>{html.escape(phase)}</h3>" + table_block(columns, rows))
     parts.append('<div class="plots">')
-    parts.append(_plot(energy_plot(result.phases), "Energy per token by component", True))
-    parts.append(_plot(roofline_plot(result.phases, result.roofline), "Roofline [predicted]", True, 440))
+    parts.append(plot_block(energy_plot(result.phases), "Energy per token by component", True))
+    parts.append(plot_block(roofline_plot(result.phases, result.roofline), "Roofline [predicted]", True, 440))
     for entry in result.phases:
         title = f"{entry.phase} on {_label(entry)}"
-        parts.append(_plot(layer_time_plot(entry), f"Time by operator, {title} [predicted]"))
-        parts.append(_plot(entry.schedule.gantt(), f"Timeline, {title} [predicted]"))
+        parts.append(plot_block(layer_time_plot(entry), f"Time by operator, {title} [predicted]"))
+        parts.append(plot_block(entry.schedule.gantt(), f"Timeline, {title} [predicted]"))
     parts.append("</div>")
     parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in result.notes) + "</ul>")
     checks = [f"{_label(entry)}: {check}" for entry in result.gates for check in entry.checks]
@@ -244,13 +249,29 @@ def render(result: StudyResult) -> str:
     study = html.escape(json.dumps(result.inputs, indent=2))
     versions = html.escape(json.dumps(dict(result.versions), indent=2))
     parts.append(f"<details><summary>Study and versions</summary><pre>{study}\n{versions}</pre></details>")
-    return _page(result.title, "\n".join(parts))
+    return document(result.title, "\n".join(parts))
 
 
-def _page(title: str, body: str) -> str:
+_SORT = r"""
+const units={p:1e-12,n:1e-9,u:1e-6,'µ':1e-6,m:1e-3,k:1e3,M:1e6,G:1e9,T:1e12};
+function key(row,at){
+  const text=row.cells[at].innerText.replace(/,/g,'');
+  const found=text.match(/^(-?[\d.]+(?:e[-+]?\d+)?)\s*([pnuµmkMGT](?=[A-Za-z]))?/);
+  return found?found[1]*(units[found[2]]||1):text;
+}
+document.querySelectorAll('th').forEach(head=>head.addEventListener('click',()=>{
+  const body=head.closest('table').tBodies[0],at=[...head.parentNode.children].indexOf(head);
+  const sign=head.dataset.sign=head.dataset.sign=='1'?'-1':'1';
+  [...body.rows].sort((x,y)=>(key(x,at)>key(y,at)?1:-1)*sign).forEach(row=>body.append(row));
+}));
+"""
+
+
+def document(title: str, body: str) -> str:
+    """A whole self-contained page; a click on a table heading sorts by that column."""
     library: Any = get_plotlyjs()
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><script>{library}</script></head>'
-        f"<body>{body}</body></html>\n"
+        f"<body>{body}<script>{_SORT}</script></body></html>\n"
     )

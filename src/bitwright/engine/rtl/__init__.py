@@ -28,6 +28,7 @@ from bitwright.engine.rtl.weight_stationary import WeightStationary
 from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.yosys import run_yosys
 
+_MOST_INPUT_BITS = 1 << 16  # Amaranth 0.5
 __all__ = [
     "CHAIN_ELEMENT", "OUTPUT_STAGE", "PE", "TOP", "Arithmetic", "Component", "check_hardware", "generate",
     "generate_part", "generate_rtlil", "parts", "reset_cycles", "rtlil_text", "simulation_design", "top", "verilog",
@@ -104,7 +105,14 @@ def top(engine: TensorEngine, instances: bool = False) -> Assembly:
     """The module `tensor_engine`; with `instances` its parts are only referred to by name."""
     check_hardware(engine)
     kind = SerialColumns if engine.serial else WeightStationary if engine.dataflow == "ws" else Grid
-    return kind(engine, instances)
+    made = kind(engine, instances)
+    bits = sum(len(port) for port in made.inputs.values())
+    if bits >= _MOST_INPUT_BITS:
+        raise InputError(
+            f"{engine.nest.name}, {engine.rows}x{engine.columns}: {bits:,} bits of input ports are more than the "
+            f"hardware generator takes ({_MOST_INPUT_BITS - 1:,}); build it from smaller engines."
+        )
+    return made
 
 
 def simulation_design(engine: TensorEngine) -> tuple[Elaboratable, dict[str, Any]]:

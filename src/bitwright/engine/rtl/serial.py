@@ -5,9 +5,9 @@ Module `tensor_engine` with `rows` columns (M) of `columns` elements (N); column
 the place in the group of the digit that is issued in this cycle, for which `b_<j>_<n>_<l>` must hold the operand of
 element n one cycle later. `weight_<j>` is the bit weight of the groups, `block_<j>` is 1 with the groups of the last
 pass of a block of K. A pass ends with its `last` groups; the column then drains for as many cycles as it has elements
-(from the last element to the first): `result_<j>`, valid with bit j of `result_valid`, takes the sum of the passes before from
-`partial_<j>` `output_cycles[1]` cycles earlier. After the last pass of a block all columns wait for each other
-(`synchronised`).
+(from the last element to the first): `result_<j>`, valid with bit j of `result_valid`, takes the sum of the passes
+before from `partial_<j>` `output_cycles[1]` cycles earlier. After the last pass of a block all columns wait for each
+other (`synchronised`).
 
 A group takes max(1, non-zero digits) cycles; a digit reaches the state three cycles after its group was accepted.
 """

@@ -1,0 +1,347 @@
+"""Exploration of engines: every combination of an exploration file's axes, evaluated on a workload, and the Pareto
+front of area, energy per multiply-accumulate and throughput.
+
+Points that differ only in rows and columns share their gates (`engine.engine_gates.part_gates`), which are evaluated
+once each, in parallel processes or on a Ray cluster, and cached as they finish: an interrupted exploration loses none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+
+from bitwright.arithmetic import encodings
+from bitwright.core.errors import BitwrightError, InputError, ToolError
+from bitwright.core.progress import progress
+from bitwright.engine.digit_profiles import OperandProfile, normal_profile
+from bitwright.engine.engine_gates import EngineGates, PartGates, compose, part_gates, small_engine
+from bitwright.engine.expected_cycles import expected_array_cycles
+from bitwright.engine.libraries import find_library
+from bitwright.engine.mapping import serial_figures
+from bitwright.engine.rtl import check_hardware
+from bitwright.engine.tensor_engine import TensorEngine, cycles
+from bitwright.engine.transformations import SEQUENCES, TRANSFORMATIONS
+
+Whole = Annotated[int, Strict()]
+Size = Annotated[int, Strict(), Field(ge=1, le=1024)]
+OBJECTIVES = ("area_um2", "energy_j_per_mac", "macs_per_second")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shape(_Section):
+    """Rows (M), columns (N) and depth (K) of an engine; ws and tree have one row, os and matrix2d a depth of 1."""
+
+    rows: Size = 1
+    columns: Size
+    depth: Size = 1
+
+
+class Widths(_Section):
+    """Bits of both operands and of the accumulator."""
+
+    a_bits: Annotated[int, Strict(), Field(ge=2, le=16)] = 8
+    b_bits: Annotated[int, Strict(), Field(ge=2, le=16)] = 8
+    accumulator_bits: Annotated[int, Strict(), Field(ge=4, le=64)] = 32
+
+
+class Product(_Section):
+    """C (m, n) = A (m, k) @ B (k, n), `count` times."""
+
+    m: Annotated[int, Strict(), Field(ge=1)]
+    k: Annotated[int, Strict(), Field(ge=1)]
+    n: Annotated[int, Strict(), Field(ge=1)]
+    count: Annotated[int, Strict(), Field(ge=1)] = 1
+
+
+class Exploration(_Section):
+    """An exploration file: its axes (every combination is a point) and the matrix products that are evaluated."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    dataflow: tuple[Literal["os", "ws", "cube", "tree", "matrix2d"], ...] = Field(("os",), min_length=1)
+    shapes: tuple[Shape, ...] = Field(min_length=1)
+    transformations: tuple[tuple[str, ...], ...] = Field(((),), min_length=1)
+    encoding: tuple[str, ...] = Field(("mbe",), min_length=1)
+    widths: tuple[Widths, ...] = Field((Widths(),), min_length=1)
+    library: tuple[str, ...] = Field(("predictive-28nm",), min_length=1)
+    products: tuple[Product, ...] = Field((Product(m=1024, k=768, n=768),), min_length=1)
+    objective: Literal["area_delay", "area", "delay"] = "area_delay"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One engine in one library. `gates` as in `engine.engine_gates`; throughput and energy are those of the products.
+
+    `on_front`: no other point of its library is better in one objective and as good in the others.
+    """
+
+    engine: TensorEngine
+    library: str
+    gates: EngineGates
+    cycles: float
+    macs: int
+    on_front: bool = False
+
+    @property
+    def area_um2(self) -> float:
+        """Cell area."""
+        return self.gates.area_um2
+
+    @property
+    def macs_per_second(self) -> float:
+        """Multiply-accumulates of the products per second."""
+        return self.macs / (self.cycles * self.gates.period_s)
+
+    @property
+    def energy_j_per_mac(self) -> float:
+        """Switching and leakage over all cycles, per multiply-accumulate."""
+        per_cycle = self.gates.energy_j_per_cycle + self.gates.leakage_w * self.gates.period_s
+        return per_cycle * self.cycles / self.macs
+
+    @property
+    def name(self) -> str:
+        """Dataflow, shape, transformations and encoding in one line."""
+        engine = self.engine
+        size = f"{engine.rows}x{engine.columns}" + (f"x{engine.depth}" if engine.depth > 1 else "")
+        changes = ", ".join(engine.transformations) or "baseline"
+        return f"{engine.dataflow} {size}, {changes}, {engine.encoding}, int{engine.a_bits}x{engine.b_bits}"
+
+
+@dataclass(frozen=True)
+class ExplorationResult:
+    """All points, and what could not be built with the reason."""
+
+    name: str
+    points: tuple[Point, ...]
+    refused: Mapping[str, str]
+
+    @property
+    def front(self) -> tuple[Point, ...]:
+        """The points on the Pareto front, smallest area first."""
+        return tuple(sorted((point for point in self.points if point.on_front), key=lambda point: point.area_um2))
+
+
+def load_exploration(path: Path) -> Exploration:
+    """Read and check an exploration file. Raises InputError naming the key, or the unknown transformation."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"Cannot read the exploration {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no keys; an exploration has at least `name` and `shapes`.")
+    try:
+        exploration = Exploration(**data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}, {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    for sequence in exploration.transformations:
+        for line in sequence:
+            name = (line.split() or [""])[0]
+            if name not in (*TRANSFORMATIONS, *SEQUENCES):
+                known = ", ".join((*SEQUENCES, *TRANSFORMATIONS))
+                raise InputError(f"{path}, transformations: {line!r} is none of {known}.")
+    for encoding in exploration.encoding:
+        encodings.get(encoding)
+    for library in exploration.library:
+        _ = find_library(_place(library, path.parent)).mappable
+    return exploration
+
+
+def _place(library: str, folder: Path) -> str:
+    inside = folder / library
+    return str(inside) if inside.is_file() else library
+
+
+def explore(
+    exploration: Exploration, folder: Path = Path(), ray: str | None = None, processes: int | None = None
+) -> ExplorationResult:
+    """Evaluate every point. `ray`: address of a running Ray cluster ("auto" for a local one) instead of processes.
+
+    What the notation or the hardware refuses is listed with its reason. Raises InputError when nothing can be built (an
+    illegal sequence shows the nest before the failing step), ToolError when Ray is asked for and not installed,
+    BitwrightError when the work is interrupted: finished points stay in the cache.
+    """
+    engines, refused = _engines(exploration)
+    if not engines:
+        raise InputError(f"No point of {exploration.name!r} can be built:\n{next(iter(refused.values()))}")
+    groups: dict[tuple[TensorEngine, str], None] = {}
+    for library in exploration.library:
+        for engine in engines:
+            groups[small_engine(engine), _place(library, folder)] = None
+    gates = _evaluate(list(groups), exploration.objective, ray, processes)
+    points = []
+    for library in exploration.library:
+        for engine in engines:
+            found = gates[small_engine(engine), _place(library, folder)]
+            if isinstance(found, str):
+                refused[f"{Path(library).name}: {_describe(engine)}"] = found
+                continue
+            taken = sum(product.count * _cycles(engine, product) for product in exploration.products)
+            macs = sum(product.count * product.m * product.k * product.n for product in exploration.products)
+            points.append(Point(engine, Path(library).name, compose(found, engine.rows, engine.columns), taken, macs))
+    if not points:
+        raise InputError(f"No point of {exploration.name!r} can be built:\n{next(iter(refused.values()))}")
+    return ExplorationResult(exploration.name, tuple(_with_front(points)), refused)
+
+
+def _describe(engine: TensorEngine) -> str:
+    return f"{engine.dataflow} {', '.join(engine.transformations) or 'baseline'}, {engine.encoding}"
+
+
+def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, str]]:
+    """Every engine that the notation and the hardware accept, and the reasons for the others."""
+    made: list[TensorEngine] = []
+    refused: dict[str, str] = {}
+    forms: dict[TensorEngine, TensorEngine] = {}
+    axes = itertools.product(
+        exploration.dataflow, exploration.shapes, exploration.transformations, exploration.encoding, exploration.widths
+    )
+    for dataflow, shape, sequence, encoding, widths in axes:
+        label = (
+            f"{dataflow} {shape.rows}x{shape.columns}x{shape.depth}, {', '.join(sequence) or 'baseline'}, {encoding}"
+        )
+        try:
+            engine = TensorEngine(
+                min(shape.rows, 2), min(shape.columns, 2), sequence, dataflow, shape.depth, widths.a_bits,
+                widths.b_bits, widths.accumulator_bits, encoding,
+            )  # fmt: skip
+            if engine not in forms:
+                check_hardware(engine)
+                forms[engine] = engine
+            made.append(forms[engine].resized(shape.rows, shape.columns))
+        except InputError as error:
+            refused[label] = str(error)
+    return made, refused
+
+
+def _cycles(engine: TensorEngine, product: Product) -> float:
+    """Cycles of one product; for serial engines expected on normal data, the operand A encoded."""
+    if not engine.serial:
+        return float(cycles(engine, product.m, product.n, product.k))
+    figures = serial_figures(engine)
+    return _serial_cycles(
+        engine.encoding, engine.a_bits, figures.group, engine.rows, engine.columns, figures.lanes, product
+    ) + figures.start_cycles  # fmt: skip
+
+
+@cache
+def _serial_cycles(
+    encoding: str, bits: int, group: int, columns: int, elements: int, lanes: int, product: Product
+) -> float:
+    expected = expected_array_cycles(
+        _profile(encoding, bits, group), product.m, product.n, product.k, columns, elements, lanes,
+        pass_overhead=elements,
+    )  # fmt: skip
+    return float(expected.cycles)
+
+
+@cache
+def _profile(encoding: str, bits: int, group: int) -> OperandProfile:
+    return normal_profile(encoding=encoding, bits=bits, group=group)
+
+
+def _gates_of(job: tuple[TensorEngine, str, str]) -> dict[str, Any] | str:
+    """Gates of one small engine, or why there are none; runs in a worker."""
+    engine, library, objective = job
+    try:
+        return asdict(part_gates(engine, find_library(library), objective))  # type: ignore[arg-type]
+    except InputError as error:
+        return str(error)
+
+
+def _evaluate(
+    groups: Sequence[tuple[TensorEngine, str]], objective: str, ray: str | None, processes: int | None
+) -> dict[tuple[TensorEngine, str], PartGates | str]:
+    found: dict[tuple[TensorEngine, str], PartGates | str] = {}
+    jobs = [(engine, library, objective) for engine, library in groups]
+    workers = processes or max(1, min(len(os.sched_getaffinity(0)), len(jobs)))
+    run = _on_ray(ray) if ray else _in_processes(workers)
+    try:
+        with progress("Synthesising and simulating distinct engines", len(jobs)) as advance:
+            for index, result in run(jobs):
+                found[groups[index]] = result if isinstance(result, str) else _restored(result)
+                advance(1)
+    except KeyboardInterrupt:
+        raise BitwrightError(
+            f"Interrupted after {len(found)} of {len(jobs)} distinct engines; run it again to go on with the rest."
+        ) from None
+    return found
+
+
+def _restored(data: Mapping[str, Any]) -> PartGates:
+    powers = tuple((int(i), int(j)) for i, j in data["skew_powers"])
+    return PartGates(**{**data, "skew_powers": powers, "skew_coefficients": tuple(data["skew_coefficients"])})
+
+
+Runner = Callable[[list[tuple[TensorEngine, str, str]]], Iterator[tuple[int, Any]]]
+
+
+def _in_processes(workers: int) -> Runner:
+    def run(jobs: list[tuple[TensorEngine, str, str]]) -> Iterator[tuple[int, Any]]:
+        if workers == 1:
+            yield from ((index, _gates_of(job)) for index, job in enumerate(jobs))
+            return
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            waiting = {pool.submit(_gates_of, job): index for index, job in enumerate(jobs)}
+            try:
+                for future in as_completed(waiting):
+                    yield waiting[future], future.result()
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    return run
+
+
+def _on_ray(address: str) -> Runner:
+    try:
+        import ray  # type: ignore[import-not-found]
+    except ImportError:
+        raise ToolError(
+            "Ray is not installed. Install it (`pip install ray`), or explore in local processes."
+        ) from None
+
+    def run(jobs: list[tuple[TensorEngine, str, str]]) -> Iterator[tuple[int, Any]]:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        remote = ray.remote(_gates_of)
+        waiting = {remote.remote(job): index for index, job in enumerate(jobs)}
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            yield waiting.pop(done[0]), ray.get(done[0])
+
+    return run
+
+
+def pareto(figures: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows of `figures` (points, objectives), all to be minimised, no other row dominates. Equal rows stay."""
+    no_worse = np.all(figures[None, :, :] <= figures[:, None, :], axis=2)
+    better = np.any(figures[None, :, :] < figures[:, None, :], axis=2)
+    return np.asarray(~np.any(no_worse & better, axis=1))
+
+
+def _with_front(points: Sequence[Point]) -> Iterator[Point]:
+    """The points, those on the front of their library and operand widths marked."""
+    keys = [(point.library, point.engine.a_bits, point.engine.b_bits) for point in points]
+    marked = np.zeros(len(points), bool)
+    for key in dict.fromkeys(keys):
+        rows = [index for index, other in enumerate(keys) if other == key]
+        figures = np.array([
+            [points[index].area_um2, points[index].energy_j_per_mac, -points[index].macs_per_second] for index in rows
+        ])  # fmt: skip
+        marked[rows] = pareto(figures)
+    for point, flag in zip(points, marked, strict=True):
+        yield Point(point.engine, point.library, point.gates, point.cycles, point.macs, bool(flag))

@@ -1,0 +1,80 @@
+"""Exploration files, the Pareto front, and a small exploration down to gates."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bitwright.core.errors import InputError, ToolError
+from bitwright.study.exploration import explore, load_exploration, pareto
+from bitwright.study.exploration_page import write_exploration
+
+SMALL = """
+name: small
+dataflow: [os, tree]
+shapes: [{rows: 2, columns: 2}, {rows: 1, columns: 4, depth: 1}]
+transformations: [[], [opt1]]
+widths: [{a_bits: 4, b_bits: 4, accumulator_bits: 12}]
+products: [{m: 64, k: 64, n: 64}]
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "exploration.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_pareto_against_pairs():
+    figures = np.random.default_rng(0).integers(0, 4, (60, 3)).astype(float)
+    for row, kept in enumerate(pareto(figures)):
+        beaten = any((other <= figures[row]).all() and (other < figures[row]).any() for other in figures)
+        assert kept != beaten
+
+
+def test_points_share_gates_and_refusals_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path / "cache"))
+    result = explore(load_exploration(write(tmp_path, SMALL)), tmp_path, processes=1)
+    assert len(result.points) == 6
+    assert len(result.refused) == 2
+    assert all("one row" in reason for reason in result.refused.values())
+    big, small = (
+        next(
+            p for p in result.points if p.engine.dataflow == "os" and p.engine.columns == c and p.engine.transformations
+        )
+        for c in (4, 2)
+    )
+    assert big.gates.part_area_um2["pe"] == small.gates.part_area_um2["pe"]
+    written = write_exploration(result, tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "exploration.json").read_text())
+    assert len(data["points"]) == 6
+    assert sum(point["on_front"] for point in data["points"]) == len(result.front) == len(written) - 2
+    page = (tmp_path / "out" / "exploration.html").read_text()
+    assert "half_reduce" in page or "accumulate" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[[], [opt1]]", "[[opt9]]"), "opt9"),
+        (("rows: 2", "rows: 0"), "shapes.0.rows"),
+        (("[os, tree]", "[]"), "dataflow"),
+        (("name: small", "name: small\nlibrary: [nowhere.lib]"), "nowhere"),
+        (("name: small", "name: small\nencoding: [gray]"), "gray"),
+    ],
+)
+def test_bad_files_name_the_key(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        load_exploration(write(tmp_path, SMALL.replace(*change)))
+
+
+def test_an_illegal_sequence_shows_the_nest_and_the_rule(tmp_path):
+    exploration = load_exploration(write(tmp_path, SMALL.replace("[[], [opt1]]", "[[hoist_shift]]")))
+    with pytest.raises(InputError, match=r"Rule 2(.|\n)*nest multiply-accumulate"):
+        explore(exploration, tmp_path)
+
+
+def test_ray_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ToolError, match="pip install ray"):
+        explore(load_exploration(write(tmp_path, SMALL)), tmp_path, ray="auto")
