@@ -5,6 +5,7 @@ import yaml
 
 from bitwright.core.errors import InputError
 from bitwright.engine.notation import parse_nest
+from bitwright.study.exploration import load_exploration
 from bitwright.study.file import describe_engine, load_study, parse_study
 
 STUDY = Path(__file__).parents[2] / "studies" / "smollm2-int8.yaml"
@@ -27,7 +28,7 @@ def test_every_shipped_study_is_valid():
     paths = sorted(STUDY.parent.glob("*.yaml"))
     assert STUDY in paths
     for path in paths:
-        load_study(path)
+        load_exploration(path) if path.name.startswith("explore-") else load_study(path)
 
 
 def test_an_engine_takes_its_shape_from_its_dataflow_and_its_widths_from_operand_bits(data):
