@@ -36,6 +36,7 @@ CLASSES = [
     ("ws", (), {}),
     ("ws", ("opt1", "sign_free", "hoist_encode"), {}),
     ("ws", ("pipeline p",), {}),
+    ("ws", ("opt2", "hoist_encode", "sign_free"), {}),
     ("cube", (), {}),
     ("cube", ("opt1", "sign_free"), {}),
     ("cube", ("opt2",), {}),
@@ -152,7 +153,7 @@ def test_parts():
     [
         ("os", ("roll bw",), "apply hoist_shift too"),
         ("os", ("split kt 2 kb",), "unroll it"),
-        ("ws", ("opt2",), "evaluated and counted only"),
+        ("ws", ("opt2",), "apply hoist_encode too"),
         ("os", ("opt1", "insert_sparse bw"), "not loop 'bw'"),
         ("os", ("reorder mp np",), "mp stands around np"),
         ("cube", ("opt2", "insert_sparse kb"), "of a cube array"),

@@ -14,7 +14,7 @@ from bitwright.engine.tensor_engine import TensorEngine, cycles
 @pytest.mark.parametrize("sequence", [(), ("opt1",), ("opt2",), ("sign_free", "pipeline pp")])
 def test_parallel_engines(dataflow, sequence):
     if (dataflow, sequence) == ("ws", ("opt2",)):
-        pytest.skip("no hardware")
+        sequence = ("opt2", "hoist_encode")
     depth = 1 if dataflow in ("os", "matrix2d") else 3
     engine = TensorEngine(1 if dataflow in ("ws", "tree") else 2, 3, sequence, dataflow, depth)
     rng = np.random.default_rng(0)

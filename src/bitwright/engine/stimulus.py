@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from bitwright.arithmetic import encodings
 from bitwright.engine.evaluate import Integers, run, wrap
 from bitwright.engine.rtl import reset_cycles, top
+from bitwright.engine.rtl.arithmetic import label
+from bitwright.engine.rtl.elements import operands, positions
 from bitwright.engine.rtl.grid import operand_port
 from bitwright.engine.rtl.serial import group, lane_count
 from bitwright.engine.tensor_engine import TensorEngine
@@ -182,35 +185,50 @@ def _weight_stationary(record: _Recorder, products: Sequence[Product]) -> tuple[
     depth, columns = engine.depth, engine.columns
     record.quiet |= {"valid": 0, "first": 0, "load": 0}
     load, free, total = 0, 0, 0  # when the next tile can be loaded, when rows can follow
+    ports = [(label("b", word.key)[1:], offset) for word, (_, offset) in zip(
+        operands(engine)[1], positions(engine.nest, "b"), strict=True)]  # fmt: skip
+    stride = engine.chain.stride if engine.chain else 1
     for number, (a, b) in enumerate(products):
-        left, right = _pad(a, 1, depth), _pad(b, depth, columns)
+        left, right = _pad(a, 1, engine.step), _pad(b, engine.step, columns)
+        weighted = _weighted(engine, left)
         for side in range(0, right.shape[1], columns):
             before = np.zeros((a.shape[0], columns), np.int64)
-            for block in range(0, left.shape[1], depth):
-                tile = right[block : block + depth, side : side + columns]
-                after = wrap(
-                    left[:, : block + depth] @ right[: block + depth, side : side + columns], engine.accumulator_bits
-                )
-                for link in range(depth):
+            for index, block in product(range(engine.passes), range(0, left.shape[1], engine.step)):
+                tile = right[block : block + engine.step, side : side + columns]
+                after = wrap(before + weighted[index][:, block : block + engine.step] @ tile, engine.accumulator_bits)
+                for link, column, (port, offset) in product(range(depth), range(columns), ports):
                     record.drive("load", load + link, 1)
-                    for column in range(columns):
-                        record.drive(f"b_{column}", load + link, tile[depth - 1 - link, column])
+                    word = tile[offset + (depth - 1 - link) * stride, column]
+                    record.drive(f"b_{column}{port}", load + link, word)
                 first = max(load + depth, free)
                 at = first + _arrivals(record.rng, a.shape[0], number % 3 == 2)
                 at -= at[0] - first
                 for row, cycle in enumerate(at.tolist()):
                     record.drive("valid", cycle, 1)
                     record.drive("first", cycle, int(row == 0))
-                    for link in range(depth):
-                        record.drive(operand_port("a", 0, link, engine.step), cycle, left[row, block + link])
+                    if engine.passes > 1:
+                        record.drive("weight", cycle, index)
+                    for position in range(engine.step):
+                        record.drive(operand_port("a", 0, position, engine.step), cycle, left[row, block + position])
                     for column in range(columns):
-                        record.drive(f"partial_{column}", cycle + 1 + engine.latency + column, before[row, column])
                         shown = cycle + depth + 1 + sum(engine.output_cycles) + engine.latency + column
+                        needed = shown - engine.output_cycles[1]
+                        if engine.passes == 1:  # it enters with the sums, at the north
+                            needed = cycle + 1 + engine.latency + column
+                        record.drive(f"partial_{column}", needed, before[row, column])
                         record.expect(f"result_{column}", shown, after[row, column])
                         record.expect("result_valid", shown, record.seen["result_valid"].get(shown, 0) | 1 << column)
                 load, free, before = first + depth, int(at[-1]) + 1, after
                 total += len(at)
     return total, record.end, ("result_valid",)
+
+
+def _weighted(engine: TensorEngine, a: Integers) -> list[Integers]:
+    """What every pass takes of A: its digits at one bit weight, times that weight; A itself when there is one pass."""
+    if engine.passes == 1:
+        return [a]
+    digits = np.asarray(encodings.get(engine.encoding).digits(a, engine.a_bits), np.int64)
+    return [digits[..., index] * np.int64(engine.nest.radix**index) for index in range(engine.passes)]
 
 
 def _serial(record: _Recorder, products: Sequence[Product]) -> tuple[int, int, Sequence[str]]:

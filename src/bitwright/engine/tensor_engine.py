@@ -9,7 +9,7 @@ the cycles of the output stage.
     os: P * tiles * (S + R) + R + C - 1 + L + O. A pass occupies the first row for S steps and R drain steps, the skewed
         fill of the next overlaps the drain; tiles = ceil(m/R) * ceil(n/C).
     matrix2d, cube, tree: P * tiles * (S + R) + 1 + L + O. No skew: operands are broadcast (tree: R = 1).
-    ws: (P * tiles - 1) * max(m, 2 D) + m + 2 D + C + L + O; tiles = ceil(k/D) * ceil(n/C). The weights of the next tile
+    ws: (P * tiles - 1) * max(m, 2 D) + m + 2 D + C + L + O; tiles = S * ceil(n/C). The weights of the next tile
         load through a second register once the last row has begun the current tile.
     serial engines: as many as the digits of A need, see `engine.serial_cycles`.
 scale-sim (SCALE-Sim v3, `Total Cycles` without stalls and prefetch, counted from cycle 0 to the last one):
@@ -187,7 +187,7 @@ def cycles(
         raise InputError(f"SCALE-Sim has no dataflow {engine.dataflow!r}; it counts os and ws.")
     if engine.serial:
         raise InputError("The cycles of a serial engine depend on its operands: use engine.serial_cycles.")
-    stationary, streamed, side = (k, m, depth) if engine.dataflow == "ws" else (m, k, rows)
+    stationary, streamed, side = (k, m, engine.step) if engine.dataflow == "ws" else (m, k, rows)
     tiles = -(-stationary // side) * -(-n // columns)
     if convention == "scale-sim":
         load = depth if engine.dataflow == "ws" else 0

@@ -76,10 +76,10 @@ def check_hardware(engine: TensorEngine) -> None:
             )
         if loop.dimension == "K" and not loop.spatial and not loop.sparse and loop.index != "kt":
             raise InputError(f"{nest.name}: loop {loop.index!r} is temporal inside an element; unroll it.")
-    if engine.dataflow == "ws" and (engine.passes > 1 or engine.step != engine.depth):
+    if engine.dataflow == "ws" and engine.passes > 1 and not engine.shares_encoders:
         raise InputError(
-            f"{nest.name}: weight-stationary hardware takes all bit weights of one operand at a time; one pass per bit "
-            "weight is evaluated and counted only."
+            f"{nest.name}: a weight-stationary array that takes one bit weight at a time has its encoders at the edge; "
+            "apply hoist_encode too."
         )
 
 

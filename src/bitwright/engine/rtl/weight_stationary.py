@@ -5,18 +5,20 @@ Module `tensor_engine`: `rst`, `load` with `b_<column>` (D = depth cycles, the l
 the tiles before, zero for the first) -> `result_<column>`, `result_valid` (one bit per column). Column j is j cycles
 later than column 0: it expects `partial_<j>` 1 + L + j cycles after its row of A, and shows the result
 D + 1 + O + L + j cycles after it (L: pipeline stages and a shared encoder, O: cycles of the output stage). The next
-tile may be loaded from D cycles after `first` on.
+tile may be loaded from D cycles after `first` on. Where an element takes several positions of K, at one bit weight at a
+time, `a_0_<k>` and `b_<column>_<i>` hold them, `weight` is the bit weight of the row, and `partial_<j>` is needed
+`output_cycles[1]` cycles before its result instead.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Const, Module, Mux, ResetSignal, Signal, signed
+from amaranth.hdl import Const, Module, Mux, ResetSignal, Signal, signed, unsigned
 
 from bitwright.engine.evaluate import bias_per_step
 from bitwright.engine.rtl.arithmetic import label
-from bitwright.engine.rtl.elements import ChainElement, OutputStage, bias_bits, chain_states, operands
+from bitwright.engine.rtl.elements import ChainElement, OutputStage, bias_bits, chain_states, operands, weight_bits
 from bitwright.engine.rtl.grid import Assembly, operand_port
 from bitwright.engine.tensor_engine import TensorEngine
 
@@ -28,10 +30,13 @@ class WeightStationary(Assembly):
         super().__init__(engine, instances)
         for port in ("load", "valid", "first"):
             self.add_input(port, 1)
-        for link in range(engine.depth):
-            self.add_input(operand_port("a", 0, link, engine.step), signed(engine.a_bits))
+        if engine.passes > 1:
+            self.add_input("weight", unsigned(weight_bits(engine)))
+        for position in range(engine.step):
+            self.add_input(operand_port("a", 0, position, engine.step), signed(engine.a_bits))
         for column in range(engine.columns):
-            self.add_input(f"b_{column}", signed(engine.b_bits))
+            for word in operands(engine)[1]:
+                self.add_input(label("b", (column, *word.key)), signed(engine.b_bits))
             self.add_input(f"partial_{column}", signed(engine.accumulator_bits))
         for column in range(engine.columns):
             self.add_output(f"result_{column}", signed(engine.accumulator_bits))
@@ -50,26 +55,38 @@ class WeightStationary(Assembly):
         for column in range(engine.columns):
             loads.append(load)
             load = self.delayed(module, load, 1, f"load_{column}")
-            south.append(self.delayed(module, self.inputs[f"b_{column}"], column, f"b_{column}"))
+            b = {word.port: self.inputs[label("b", (column, *word.key))] for word in operands(engine)[1]}
+            south.append({port: self.delayed(module, word, column, f"{port}_{column}") for port, word in b.items()})
             names = [label(value.name, key) for value, key in chain_states(engine)]
-            sums.append({name: self.inputs[f"partial_{column}"] if name == names[0] else Const(0) for name in names})
+            # The sum so far enters at the north; with several passes the output stage adds it, shifted sums in hand.
+            north = {names[0]: self.inputs[f"partial_{column}"]} if engine.passes == 1 else {}
+            sums.append({name: north.get(name, Const(0)) for name in names})
+        weight = self.inputs.get("weight")
+        if weight is not None:
+            self.held_weight = self.delayed(module, weight, 1, "weight_entering")
+            weight = self.delayed(module, weight, engine.latency + engine.depth + 1, "weight_draining")
         entering = self.entering_rows(module, accept)
         for link in range(engine.depth):
             words = {name: self.delayed(module, word, link, f"{name}_{link}") for name, word in entering[link].items()}
             first_here = self.delayed(module, first, link, f"first_{link}") if link else first
             for column in range(engine.columns):
                 inputs = {f"{name}_in": word for name, word in (*words.items(), *sums[column].items())}
-                inputs |= {"b_in": south[column], "load_in": loads[column], "first_in": first_here}
+                inputs |= {f"{port}_in": word for port, word in south[column].items()}
+                inputs |= {"load_in": loads[column], "first_in": first_here}
                 out = self.place(module, f"link_{link}_{column}", ChainElement(engine), inputs)
                 words = {name: out[f"{name}_out"] for name in words}
                 sums[column] = {name: out[f"{name}_out"] for name in sums[column]}
-                south[column], first_here = out["b_out"], out["first_out"]
+                south[column] = {port: out[f"{port}_out"] for port in south[column]}
+                first_here = out["first_out"]
         shown = self.delayed(module, accept, engine.latency + engine.depth + sum(engine.output_cycles), "accepted")
         for column in range(engine.columns):
             stage = OutputStage(engine)
             given: dict[str, Any] = dict(sums[column])
             if "bias" in stage.inputs:
                 given["bias"] = Const(bias_per_step(self.nest) % (1 << bias_bits(engine)), bias_bits(engine))
+            if weight is not None:
+                given |= {"weight": weight, "partial": self.inputs[f"partial_{column}"]}
+                weight = self.delayed(module, weight, 1, f"weight_{column}")
             out = self.place(module, f"output_{column}", stage, given)
             module.d.comb += self.outputs[f"result_{column}"].eq(out["result"])
             module.d.sync += self.outputs["result_valid"][column].eq(shown)
