@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import plotly.graph_objects as go
 
 from bitwright.core.files import write_json, write_whole
 from bitwright.core.quantity import Evidence, Quantity
+from bitwright.engine.engine_gates import small_engine
 from bitwright.engine.notation import print_nest
 from bitwright.engine.rtl import parts, rtlil_text, verilog
+from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.study.exploration import ExplorationResult, Point
 from bitwright.study.output import check_folder
 from bitwright.study.page import document, figure_cell, plot_block, table_block
@@ -76,7 +79,12 @@ def _verilog(point: Point) -> str:
     widths = f"--a-bits {engine.a_bits} --b-bits {engine.b_bits} --accumulator-bits {engine.accumulator_bits}"
     command = f"bitwright engine generate --dataflow {engine.dataflow} {sizes} {options} --encoding {engine.encoding}"
     head = f"// {point.name}, {point.library}\n// The whole engine: {command} {widths}\n"
-    return head + verilog({part.name: rtlil_text(part) for part in parts(engine.resized(min(engine.rows, 2), 2))})
+    return head + _modules(small_engine(engine))
+
+
+@cache
+def _modules(engine: TensorEngine) -> str:
+    return verilog({part.name: rtlil_text(part) for part in parts(engine)})
 
 
 def _page(result: ExplorationResult, sources: dict[int, Path]) -> str:
