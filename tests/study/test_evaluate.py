@@ -305,7 +305,7 @@ def test_streams_of_different_length_are_quiet_at_their_end() -> None:
 def test_engines_a_study_cannot_use_are_refused_before_any_long_step() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"transformations": ["opt4c"], "a_bits": 10}, "Engine odd.*8 bits"),
-        ({"dataflow": "ws", "transformations": ["opt2"]}, "Engine odd.*weight-stationary hardware"),
+        ({"dataflow": "ws", "transformations": ["opt2"]}, "Engine odd.*apply hoist_encode too"),
         ({"transformations": ["opt1"], "accumulator_bits": 20}, "Engine odd.*overflow"),
     ]
     for changes, message in cases:
