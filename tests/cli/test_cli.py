@@ -111,7 +111,10 @@ def test_bad_names_and_extents(arguments: list[str], known: list[str], environme
 
 
 def test_usage_errors_exit_with_2(environment: dict[str, str]) -> None:
-    for arguments in (["nosuch"], ["trace"], ["trace", "gpt2", "--tokens", "many"], ["systems", "--nosuch"]):
+    for arguments in (
+        ["nosuch"], ["trace"], ["trace", "gpt2", "--tokens", "many"], ["systems", "--nosuch"],
+        ["engine", "verify", "--seed", "-1"],
+    ):  # fmt: skip
         done = run(environment, *arguments)
         assert done.returncode == 2
         assert done.stdout == ""

@@ -56,6 +56,16 @@ def test_serial_engines_are_faster_on_few_digits():
     )
 
 
+def test_energy_of_unequal_streams_is_that_of_each_alone():
+    """Short streams wait for the longest in simulation; that wait is neither work nor cycles of theirs."""
+    engine = TensorEngine(2, 2, ("opt4c",))
+    b = np.random.default_rng(0).integers(-128, 128, (64, 2))
+    few, many = (np.full((2, 64), 1), b), (np.full((2, 64), 85), b)
+    alone = [engine_gates(engine, LIBRARY, products=[product]).energy_j_per_mac for product in (few, many)]
+    together = engine_gates(engine, LIBRARY, products=[few, many]).energy_j_per_mac
+    assert together == pytest.approx(np.mean(alone), rel=0.01)
+
+
 def test_a_wrong_netlist_gives_no_figures(monkeypatch):
     engine = TensorEngine(2, 2, ("opt1",))
     good = module.simulate

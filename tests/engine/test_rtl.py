@@ -167,3 +167,9 @@ def test_nests_without_hardware_are_refused(dataflow, sequence, message):
     np.testing.assert_array_equal(run(engine.nest, a, b), a @ b)  # exact all the same
     with pytest.raises(InputError, match=message):
         check_hardware(engine)
+
+
+@pytest.mark.parametrize("sequence", [("opt2",), ("opt3",), ("opt4e", "sign_free")])
+def test_a_single_bit_weight_cannot_be_taken_one_after_the_other(sequence):
+    with pytest.raises(InputError, match="2-bit operands have one digit"):
+        check_hardware(TensorEngine(2, 2, sequence, a_bits=2))

@@ -99,6 +99,8 @@ def test_bad_input():
         _ = TensorEngine(4, 4, dataflow="ws", depth=4).nest
     with pytest.raises(InputError, match="whole numbers >= 1"):
         cycles(TensorEngine(), 0, 1, 1)
+    with pytest.raises(InputError, match="too large to count"):
+        cycles(TensorEngine(), 10**7, 10**7, 10**7)
     with pytest.raises(IllegalTransformation):
         _ = TensorEngine(transformations=("opt2",), multiplier="tool").nest
     with pytest.raises(UnknownNameError, match="convention"):

@@ -212,7 +212,7 @@ def verify(
     vectors: Annotated[
         int | None, typer.Option(min=1, help="Operand steps to simulate; default 3000, of a netlist 300.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random operands.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random operands.")] = 0,
     simulator: Annotated[
         Literal["amaranth", "icarus", "verilator"] | None,
         typer.Option(help="Default: Icarus when installed, else Amaranth's."),

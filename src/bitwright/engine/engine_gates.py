@@ -2,8 +2,8 @@
 
 Its parts (processing element, chain link, digit stream, output stage) are mapped once each and counted as often as the
 engine has them. Clock and energy come from a small engine of the same parts, joined to one netlist: static timing, and
-gate-level activity of real operands over 64 streams. The registers that skew operands around the parts are either
-mapped too (`synthesise_engine`) or counted (`engine_gates`).
+gate-level activity of normally distributed operands in 16 streams. The registers that skew operands around the parts
+are either mapped too (`synthesise_engine`) or counted (`engine_gates`).
 """
 
 from __future__ import annotations
@@ -31,14 +31,12 @@ from bitwright.engine.stimulus import stimulus
 from bitwright.engine.synthesis import ArrayReport, Objective, synthesise_array
 from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.timing import analyse_timing
-from bitwright.engine.waveforms import Waveforms
 from bitwright.engine.yosys import yosys_version
 
 _VERSION = 2
 _STREAMS = 16
 Powers = tuple[tuple[int, int], ...]
 _SAMPLE_K = 768
-_REPEATS = 1
 
 
 @dataclass(frozen=True)
@@ -247,12 +245,12 @@ def _measure(
     """Simulate the netlist of a small engine, one product per stream; every output is compared."""
     netlist = report.netlist(library)
     rng = np.random.default_rng(0)
-    waves = [stimulus(engine, [pair] * _REPEATS, rng, noise=False) for pair in products]
+    waves = [stimulus(engine, [pair], rng, noise=False) for pair in products]
     waveforms = [wave.waveforms for wave in waves]
     length = max(wave.cycles for wave in waveforms)
     before = waveforms[0].reset_cycles
     inputs = {
-        name: np.stack([np.pad(_quiet(wave, name), (before, length - wave.cycles)) for wave in waveforms], 1)
+        name: np.stack([np.pad(wave.inputs[name], (before, length - wave.cycles)) for wave in waveforms], 1)
         for name in waveforms[0].inputs
     }
     inputs["rst"] = np.repeat([1, 0], [before, length])[:, None].repeat(len(waves), 1)
@@ -270,15 +268,12 @@ def _measure(
                 )
     timing = analyse_timing(netlist)
     boxes = {box.name: box.module for box in report.glue.netlist(library).boxes}
-    energy = energy_by_part(netlist, simulation.toggles, simulation.intervals, boxes, timing)
+    cycles = sum(wave.cycles for wave in waveforms)  # without reset, and what short streams wait for the longest
+    energy = energy_by_part(netlist, simulation.toggles, cycles, boxes, timing)
     counts = part_counts(engine)
     per_part = {name: energy.get(name, 0.0) / count for name, count in counts.items()} | {"": energy.get("", 0.0)}
-    macs = sum(_REPEATS * a.shape[0] * a.shape[1] * b.shape[1] for a, b in products)
-    return _Measured(per_part, macs / (sum(wave.cycles for wave in waves)))
-
-
-def _quiet(wave: Waveforms, name: str) -> Integers:
-    return np.asarray(wave.inputs[name])
+    macs = sum(a.shape[0] * a.shape[1] * b.shape[1] for a, b in products)
+    return _Measured(per_part, macs / cycles)
 
 
 def skew_registers(engine: TensorEngine) -> int:

@@ -45,6 +45,7 @@ from bitwright.engine.nest import (
 from bitwright.engine.transformations import apply
 
 ADDER_BITS = 11  # of the carry-propagate additions outside the array that are done in one cycle
+_MOST_WORK = 1 << 51  # multiply-accumulates times passes of one product: its cycles fit 64 bits on any engine
 Convention = Literal["overlapped-drain", "scale-sim"]
 
 
@@ -177,7 +178,8 @@ def cycles(
 ) -> NDArray[np.int64]:
     """Cycles of (m, k) @ (k, n), operands always ready; element-wise over arrays of m, n, k (0-d for scalars).
 
-    Raises InputError for extents below 1, unknown conventions, and serial engines, whose cycles depend on the data.
+    Raises InputError for extents below 1, products of more than 2^51 multiply-accumulates, unknown conventions, and
+    serial engines, whose cycles depend on the data.
     """
     m, n, k = (_extents(name, value) for name, value in (("m", m), ("n", n), ("k", k)))
     rows, columns, depth = engine.rows, engine.columns, engine.depth
@@ -187,6 +189,9 @@ def cycles(
         raise InputError(f"SCALE-Sim has no dataflow {engine.dataflow!r}; it counts os and ws.")
     if engine.serial:
         raise InputError("The cycles of a serial engine depend on its operands: use engine.serial_cycles.")
+    work = m.astype(np.float64) * n * k * engine.passes
+    if (work > _MOST_WORK).any():
+        raise InputError(f"A matrix product of {work.max():.3g} multiply-accumulates is too large to count; split it.")
     stationary, streamed, side = (k, m, engine.step) if engine.dataflow == "ws" else (m, k, rows)
     tiles = -(-stationary // side) * -(-n // columns)
     if convention == "scale-sim":

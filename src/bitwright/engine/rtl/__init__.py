@@ -43,6 +43,11 @@ def reset_cycles(engine: TensorEngine) -> int:
 def check_hardware(engine: TensorEngine) -> None:
     """Raise InputError for nests that can be evaluated but not generated."""
     nest = engine.nest
+    if any(loop.index == "bw" and not loop.spatial and loop.extent == 1 for loop in loops(nest.body)):
+        raise InputError(
+            f"{nest.name}: {engine.a_bits}-bit operands have one digit in encoding {engine.encoding!r}, so there are "
+            "no bit weights to take one after the other; widen A or leave out `roll bw` (opt2 to opt4e)."
+        )
     for loop in placed_loops(engine):
         if loop.sparse and (engine.dataflow not in ("os", "matrix2d") or loop.dimension != "K" or engine.passes == 1):
             raise InputError(
