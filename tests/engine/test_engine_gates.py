@@ -3,11 +3,20 @@
 import numpy as np
 import pytest
 
-from bitwright.core.errors import BitwrightError
+from bitwright.core.errors import BitwrightError, InputError
 from bitwright.engine import engine_gates as module
 from bitwright.engine.component_areas import component_areas
-from bitwright.engine.engine_gates import engine_gates, part_counts, skew_registers, synthesise_engine
+from bitwright.engine.engine_gates import (
+    compose,
+    engine_gates,
+    normal_products,
+    part_counts,
+    part_gates,
+    skew_registers,
+    synthesise_engine,
+)
 from bitwright.engine.libraries import find_library
+from bitwright.engine.stimulus import stimulus
 from bitwright.engine.tensor_engine import TensorEngine
 
 LIBRARY = find_library("predictive-28nm")
@@ -31,11 +40,30 @@ def test_skew_registers_follow_the_polynomial(engine):
     assert skew_registers(engine) == module._register_bits(engine)
 
 
-def test_area_composed_from_parts_equals_the_mapped_engine():
-    engine = TensorEngine(6, 6, ("opt1",))
-    composed, mapped = engine_gates(engine, LIBRARY), synthesise_engine(engine, LIBRARY)
-    assert composed.area_um2 == pytest.approx(mapped.area_um2, rel=0.03)
-    assert composed.period_s == pytest.approx(mapped.period_s, rel=0.05)
+@pytest.mark.parametrize("engine", [TensorEngine(12, 12, ("opt1",)), TensorEngine(8, 8, ("opt4e",), encoding="ent")])
+def test_an_engine_composed_from_a_small_one_is_near_the_whole_one(engine):
+    whole = engine_gates(engine, LIBRARY)
+    composed = compose(part_gates(engine, LIBRARY), engine, whole.macs_per_cycle)
+    assert composed.area_um2 == pytest.approx(whole.area_um2, rel=0.02)
+    assert composed.skew_area_um2 == pytest.approx(whole.skew_area_um2, rel=0.2)
+    assert composed.period_s == pytest.approx(whole.period_s, rel=0.05)
+    assert composed.energy_j_per_cycle == pytest.approx(whole.energy_j_per_cycle, rel=0.12)
+
+
+def test_the_rate_is_that_of_the_whole_engine():
+    engine = TensorEngine(5, 4, ("pipeline p",))
+    products = normal_products(engine)
+    taken = sum(stimulus(engine, [pair], np.random.default_rng(0), noise=False).waveforms.cycles for pair in products)
+    assert engine_gates(engine, LIBRARY).macs_per_cycle == 16 * 5 * 4 * 768 / taken
+
+
+def test_large_engines_scale_one_of_sixteen_rows_and_count_their_own_cycles():
+    engine = TensorEngine(64, 2)
+    gates = engine_gates(engine, LIBRARY)
+    assert gates.macs_per_cycle == pytest.approx(64 * 2 * 768 / (768 + 64 + 64 + 2), rel=0.01)
+    assert gates.instances["pe"] == 128
+    with pytest.raises(InputError, match="at most 16 rows and columns"):
+        engine_gates(engine, LIBRARY, products=[(np.ones((64, 8), int), np.ones((8, 2), int))])
 
 
 def test_energy_follows_the_data():

@@ -1,40 +1,49 @@
 """What an engine costs in gates: area by part and by component, clock, and energy per multiply-accumulate.
 
 Its parts (processing element, chain link, digit stream, output stage) are mapped once each and counted as often as the
-engine has them. Clock and energy come from a small engine of the same parts, joined to one netlist: static timing, and
-gate-level activity of normally distributed operands in 16 streams. The registers that skew operands around the parts
-are either mapped too (`synthesise_engine`) or counted (`engine_gates`).
+engine has them; the registers that skew operands around them are mapped as what is left of the whole. Clock and energy
+come from the joined netlist: static timing, and gate-level activity of normally distributed operands in 16 streams.
+
+`engine_gates` maps and simulates the engine as it is, up to 16 rows and columns. `part_gates` does so with a sample of
+two rows and columns, from which `compose` estimates any size: an exploration sees many sizes of few engines.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache as memory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bitwright.arithmetic import encodings
 from bitwright.core import cache
-from bitwright.core.errors import BitwrightError
+from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.quantity import Evidence
 from bitwright.engine.evaluate import Integers
 from bitwright.engine.gate_simulation import simulate
 from bitwright.engine.liberty import Library
+from bitwright.engine.mapping import serial_figures
 from bitwright.engine.notation import print_nest
 from bitwright.engine.power import energy_by_part
 from bitwright.engine.rtl import TOP, generate, parts, top
 from bitwright.engine.rtl.arithmetic import rtlil_text
 from bitwright.engine.stimulus import stimulus
 from bitwright.engine.synthesis import ArrayReport, Objective, synthesise_array
-from bitwright.engine.tensor_engine import TensorEngine
+from bitwright.engine.serial_cycles import array_cycles
+from bitwright.engine.tensor_engine import TensorEngine, cycles
 from bitwright.engine.timing import analyse_timing
 from bitwright.engine.yosys import yosys_version
 
-_VERSION = 2
+_VERSION = 3
 _STREAMS = 16
+_SIMULATED = 16  # rows and columns of the largest engine that is mapped and simulated whole
+_SMALL = 2
+_SKEW_SAMPLE = 6
 Powers = tuple[tuple[int, int], ...]
 _SAMPLE_K = 768
 
@@ -43,8 +52,8 @@ _SAMPLE_K = 768
 class EngineGates:
     """Gates of one engine in one library. Areas in um2 by part, energies per cycle (J) by part while it works.
 
-    `period_s` is the static timing of the small engine. `macs_per_cycle` is what the operands of the sample let the
-    engine do, with the drain of two rows only. The skew area is that of the small engine, scaled by register bits.
+    `period_s` is the static timing of what was mapped. `macs_per_cycle` are the useful multiply-accumulates per cycle of
+    the whole engine on its products, fill and drain included; `energy_j_per_mac` is that of the same products.
     """
 
     library: str
@@ -71,12 +80,12 @@ class EngineGates:
 
     @property
     def energy_j_per_mac(self) -> float:
-        """Dynamic energy and leakage per useful multiply-accumulate of the sample."""
+        """Dynamic energy and leakage per useful multiply-accumulate."""
         return (self.energy_j_per_cycle + self.leakage_w * self.period_s) / self.macs_per_cycle
 
     @property
     def macs_per_second(self) -> float:
-        """Useful multiply-accumulates per second on the sample."""
+        """Useful multiply-accumulates per second."""
         return self.macs_per_cycle / self.period_s
 
     @property
@@ -96,9 +105,9 @@ def synthesise_engine(engine: TensorEngine, library: Library, objective: Objecti
     return synthesise_array(generate(engine), TOP, library, part_names(engine), objective)
 
 
-def small_engine(engine: TensorEngine) -> TensorEngine:
-    """An engine of the same parts with at most two rows and columns."""
-    return replace(engine, rows=min(engine.rows, 2), columns=min(engine.columns, 2))
+def small_engine(engine: TensorEngine, size: int = _SMALL) -> TensorEngine:
+    """An engine of the same parts with at most `size` rows and columns."""
+    return replace(engine, rows=min(engine.rows, size), columns=min(engine.columns, size))
 
 
 def part_counts(engine: TensorEngine) -> dict[str, int]:
@@ -110,6 +119,23 @@ def part_counts(engine: TensorEngine) -> dict[str, int]:
         "output_stage": engine.rows if engine.serial else engine.columns,
     }  # fmt: skip
     return {name: counts[name] for name in part_names(engine)}
+
+
+def product_cycles(engine: TensorEngine, products: Sequence[tuple[Integers, Integers]]) -> int:
+    """Cycles of products (m, k), (k, n), one after the other: those of the hardware, counted by the cycle models.
+
+    Raises InputError for operands the engine does not take.
+    """
+    if not engine.serial:
+        return sum(int(cycles(engine, len(a), b.shape[1], len(b))) for a, b in products)
+    figures, digits = serial_figures(engine), encodings.get(engine.encoding)
+    return sum(
+        array_cycles(
+            a, b.shape[1], engine.rows, engine.columns, digits, engine.a_bits, figures.group, figures.lanes,
+            pass_overhead=engine.columns,
+        ).cycles + int(figures.start_cycles)
+        for a, b in products
+    )  # fmt: skip
 
 
 def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0) -> list[tuple[Integers, Integers]]:
@@ -129,51 +155,107 @@ def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0
 @dataclass(frozen=True)
 class PartGates:
     """What the parts of an engine cost, whatever its rows and columns: area (um2), leakage (W) and energy per cycle (J)
-    of one of each, and of what stands around them in the small engine ("skew"), whose register bits are a polynomial of
-    rows and columns (`skew_powers`, `skew_coefficients`).
+    of one of each, and of what stands around them ("skew") in the engine of `rows` x `columns` that was mapped and
+    simulated. `skew_area_um2`: (constant, per register bit), from that engine and a larger one.
     """
 
     library: str
     rows: int
     columns: int
-    depth: int
-    lanes: int
-    serial: bool
     area_um2: Mapping[str, float]
     leakage_w: Mapping[str, float]
     energy_j: Mapping[str, float]
-    skew_powers: Powers
-    skew_coefficients: tuple[float, ...]
+    skew_area_um2: tuple[float, float]
     period_s: float
-    macs_per_cycle: float
     recipe: str
 
-    def skew_bits(self, rows: int, columns: int) -> float:
-        """Register bits around the parts of an engine of that size."""
-        terms = zip(self.skew_powers, self.skew_coefficients, strict=True)
-        return sum(factor * float(rows**i * columns**j) for (i, j), factor in terms)
 
+def part_gates(engine: TensorEngine, library: Library, objective: Objective = "area_delay") -> PartGates:
+    """Map and simulate the parts of an engine in one of two rows and columns, for `compose`; cached.
 
-def part_gates(
-    engine: TensorEngine, library: Library, objective: Objective = "area_delay",
-    products: Sequence[tuple[Integers, Integers]] | None = None,
-) -> PartGates:  # fmt: skip
-    """Map and simulate the parts of an engine in a small one; cached by the engine's description and our sources.
-
-    Parameters and errors as `engine_gates`.
+    Raises as `engine_gates`.
     """
     sample = small_engine(engine)
+
+    def compute() -> dict[str, Any]:
+        found = _part_gates(sample, library, objective, normal_products(sample))
+        larger = engine.resized(_SKEW_SAMPLE if sample.rows > 1 else 1, _SKEW_SAMPLE)
+        bits, more_bits = skew_registers(sample), skew_registers(larger)
+        per_bit = (synthesise_engine(larger, library, objective).glue.area_um2 - found.area_um2["skew"]) / (
+            more_bits - bits
+        )
+        return asdict(replace(found, skew_area_um2=(found.area_um2["skew"] - per_bit * bits, per_bit)))
+
+    return _cached(sample, library, objective, normal_products(sample), compute)
+
+
+def engine_gates(
+    engine: TensorEngine, library: Library, objective: Objective = "area_delay",
+    products: Sequence[tuple[Integers, Integers]] | None = None,
+) -> EngineGates:  # fmt: skip
+    """Area, clock and energy of an engine; expensive parts come from the cache.
+
+    `products` drive the gates: operands (m, k), (k, n), one product per stream, all of one shape; the default is
+    `normal_products`. Of an engine of more than 16 rows or columns one of 16 is simulated, its skew scaled by register
+    bits; its rate is that of the cycle models on `normal_products` of its own size. Raises InputError for engines
+    without hardware, unusable libraries and `products` for an engine that is not simulated whole, BitwrightError when
+    the netlist disagrees with the exact evaluation.
+    """
+    sample = small_engine(engine, _SIMULATED)
+    if products is not None and sample != engine:
+        raise InputError(
+            f"Engines of at most {_SIMULATED} rows and columns run on operands of yours, not {engine.rows} x "
+            f"{engine.columns}: leave out the products, or take a smaller engine."
+        )
     given = products or normal_products(sample)
+
+    def compute() -> dict[str, Any]:
+        return asdict(_part_gates(sample, library, objective, given))
+
+    found = _cached(sample, library, objective, given, compute)
+    run = given if sample == engine else normal_products(engine)
+    macs = sum(a.shape[0] * a.shape[1] * b.shape[1] for a, b in run)
+    return compose(found, engine, macs / product_cycles(engine, run))
+
+
+def compose(parts_of: PartGates, engine: TensorEngine, macs_per_cycle: float) -> EngineGates:
+    """The engine made of these parts, of any number of rows and columns, at that useful rate.
+
+    At another size than that of `parts_of` energies per cycle are estimates: the sample drains less and works more.
+    """
+    instances = part_counts(engine)
+    constant, per_bit = parts_of.skew_area_um2
+    area = constant + per_bit * skew_registers(engine)
+    if (engine.rows, engine.columns) == (parts_of.rows, parts_of.columns):
+        area = parts_of.area_um2["skew"]
+    skew = area / parts_of.area_um2["skew"] if parts_of.area_um2["skew"] else 0.0
+    leakage = skew * parts_of.leakage_w["skew"] + sum(
+        count * parts_of.leakage_w[name] for name, count in instances.items()
+    )
+    return EngineGates(
+        parts_of.library, instances, {name: parts_of.area_um2[name] for name in instances},
+        {name: parts_of.energy_j[name] for name in instances}, area, skew * parts_of.energy_j["skew"],
+        parts_of.period_s, leakage, macs_per_cycle, parts_of.recipe,
+    )  # fmt: skip
+
+
+def _cached(
+    sample: TensorEngine, library: Library, objective: Objective, products: Sequence[tuple[Integers, Integers]],
+    compute: Callable[[], dict[str, Any]],
+) -> PartGates:  # fmt: skip
+    """From the cache by the engine's description, its operands and our sources."""
     inputs = {
         "version": _VERSION, "sources": _sources(), "yosys": yosys_version(), "library": library.digest,
         "objective": objective, "engine": repr(sample), "nest": print_nest(sample.nest),
-        "operands": [np.ascontiguousarray(matrix).tobytes() for pair in given for matrix in pair],
+        "operands": [np.ascontiguousarray(matrix).tobytes() for pair in products for matrix in pair],
+        "kind": compute.__qualname__,
     }  # fmt: skip
-    stored = cache.get_or_compute(
-        "engine-gates", inputs, lambda: asdict(_part_gates(sample, library, objective, given))
-    )
-    powers = tuple((int(i), int(j)) for i, j in stored["skew_powers"])
-    return PartGates(**{**stored, "skew_powers": powers, "skew_coefficients": tuple(stored["skew_coefficients"])})
+    return restored(cache.get_or_compute("engine-gates", inputs, compute))
+
+
+def restored(data: Mapping[str, Any]) -> PartGates:
+    """The gates that were stored as a dictionary."""
+    return PartGates(**{**data, "skew_area_um2": tuple(data["skew_area_um2"])})
 
 
 @memory
@@ -186,63 +268,24 @@ def _sources() -> str:
 
 
 def _part_gates(
-    sample: TensorEngine, library: Library, objective: Objective, products: Sequence[tuple[Integers, Integers]]
+    engine: TensorEngine, library: Library, objective: Objective, products: Sequence[tuple[Integers, Integers]]
 ) -> PartGates:
-    report = synthesise_engine(sample, library, objective)
-    measured = _measure(sample, report, library, products)
-    powers, coefficients = skew_polynomial(sample)
+    """Of the engine as it is; its skew is known per register bit only."""
+    report = synthesise_engine(engine, library, objective)
+    bits = skew_registers(engine)
     return PartGates(
-        library.name, sample.rows, sample.columns, sample.depth, sample.nest.extent("lane"), sample.serial,
+        library.name, engine.rows, engine.columns,
         {name: part.area_um2 for name, part in report.parts.items()} | {"skew": report.glue.area_um2},
         {name: part.leakage_w for name, part in report.parts.items()} | {"skew": report.glue.leakage_w},
-        {(name or "skew"): joule for name, joule in measured.energy_j.items()}, powers, coefficients,
-        report.period_s, measured.macs_per_cycle, report.parts[part_names(sample)[0]].recipe,
+        _measure(engine, report, library, products), (0.0, report.glue.area_um2 / max(1, bits)),
+        report.period_s, report.parts[part_names(engine)[0]].recipe,
     )  # fmt: skip
-
-
-def engine_gates(
-    engine: TensorEngine, library: Library, objective: Objective = "area_delay",
-    products: Sequence[tuple[Integers, Integers]] | None = None,
-) -> EngineGates:  # fmt: skip
-    """Area, clock and energy of an engine; expensive parts come from the cache.
-
-    `products` drive the gates: operands (m, k), (k, n) of a small engine (`small_engine`), one product per stream, all
-    of one shape; the default is `normal_products`. Raises InputError for engines without hardware and unusable
-    libraries, BitwrightError when the netlist disagrees with the exact evaluation.
-    """
-    return compose(part_gates(engine, library, objective, products), engine.rows, engine.columns)
-
-
-def compose(parts_of: PartGates, rows: int, columns: int) -> EngineGates:
-    """The engine of `rows` x `columns` positions made of these parts."""
-    positions = rows * columns
-    counts = {
-        "pe": positions, "chain_element": positions * parts_of.depth, "digit_stream": rows * parts_of.lanes,
-        "output_stage": rows if parts_of.serial else columns,
-    }  # fmt: skip
-    instances = {name: counts[name] for name in parts_of.area_um2 if name != "skew"}
-    skew = parts_of.skew_bits(rows, columns) / max(1.0, parts_of.skew_bits(parts_of.rows, parts_of.columns))
-    leakage = skew * parts_of.leakage_w["skew"] + sum(
-        count * parts_of.leakage_w[name] for name, count in instances.items()
-    )
-    return EngineGates(
-        parts_of.library, instances, {name: parts_of.area_um2[name] for name in instances},
-        {name: parts_of.energy_j[name] for name in instances}, skew * parts_of.area_um2["skew"],
-        skew * parts_of.energy_j["skew"], parts_of.period_s, leakage,
-        parts_of.macs_per_cycle * positions / (parts_of.rows * parts_of.columns), parts_of.recipe,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Measured:
-    energy_j: Mapping[str, float]  # per instance of a part and cycle; "": everything around the parts
-    macs_per_cycle: float
 
 
 def _measure(
     engine: TensorEngine, report: ArrayReport, library: Library, products: Sequence[tuple[Integers, Integers]]
-) -> _Measured:
-    """Simulate the netlist of a small engine, one product per stream; every output is compared."""
+) -> dict[str, float]:
+    """Energy (J) per cycle of one of each part and of the skew, one product per stream; every output is compared."""
     netlist = report.netlist(library)
     rng = np.random.default_rng(0)
     waves = [stimulus(engine, [pair], rng, noise=False) for pair in products]
@@ -268,12 +311,15 @@ def _measure(
                 )
     timing = analyse_timing(netlist)
     boxes = {box.name: box.module for box in report.glue.netlist(library).boxes}
-    cycles = sum(wave.cycles for wave in waveforms)  # without reset, and what short streams wait for the longest
-    energy = energy_by_part(netlist, simulation.toggles, cycles, boxes, timing)
-    counts = part_counts(engine)
-    per_part = {name: energy.get(name, 0.0) / count for name, count in counts.items()} | {"": energy.get("", 0.0)}
-    macs = sum(a.shape[0] * a.shape[1] * b.shape[1] for a, b in products)
-    return _Measured(per_part, macs / cycles)
+    taken = sum(wave.cycles for wave in waveforms)  # without reset, and what short streams wait for the longest
+    counted = product_cycles(engine, products)
+    if taken != counted:
+        raise BitwrightError(
+            f"{engine.nest.name} ({engine.dataflow}) took {taken} cycles, its cycle model counts {counted}."
+        )
+    energy = energy_by_part(netlist, simulation.toggles, taken, boxes, timing)
+    per_part = {name: energy.get(name, 0.0) / count for name, count in part_counts(engine).items()}
+    return per_part | {"skew": energy.get("", 0.0)}
 
 
 def skew_registers(engine: TensorEngine) -> int:

@@ -26,7 +26,7 @@ from bitwright.arithmetic import encodings
 from bitwright.core.errors import BitwrightError, InputError, ToolError
 from bitwright.core.progress import progress
 from bitwright.engine.digit_profiles import OperandProfile, normal_profile
-from bitwright.engine.engine_gates import EngineGates, PartGates, compose, part_gates, small_engine
+from bitwright.engine.engine_gates import EngineGates, PartGates, compose, part_gates, restored, small_engine
 from bitwright.engine.expected_cycles import expected_array_cycles
 from bitwright.engine.libraries import find_library
 from bitwright.engine.mapping import serial_figures
@@ -84,7 +84,7 @@ class Exploration(_Section):
 
 @dataclass(frozen=True)
 class Point:
-    """One engine in one library. `gates` as in `engine.engine_gates`; throughput and energy are those of the products.
+    """One engine in one library. Its `gates` are composed of those of a small engine, at the rate of the products.
 
     `on_front`: no other point of its library is better in one objective and as good in the others.
     """
@@ -104,13 +104,12 @@ class Point:
     @property
     def macs_per_second(self) -> float:
         """Multiply-accumulates of the products per second."""
-        return self.macs / (self.cycles * self.gates.period_s)
+        return self.gates.macs_per_second
 
     @property
     def energy_j_per_mac(self) -> float:
         """Switching and leakage over all cycles, per multiply-accumulate."""
-        per_cycle = self.gates.energy_j_per_cycle + self.gates.leakage_w * self.gates.period_s
-        return per_cycle * self.cycles / self.macs
+        return self.gates.energy_j_per_mac
 
     @property
     def name(self) -> str:
@@ -192,7 +191,7 @@ def explore(
                 continue
             taken = sum(product.count * _cycles(engine, product) for product in exploration.products)
             macs = sum(product.count * product.m * product.k * product.n for product in exploration.products)
-            points.append(Point(engine, Path(library).name, compose(found, engine.rows, engine.columns), taken, macs))
+            points.append(Point(engine, Path(library).name, compose(found, engine, macs / taken), taken, macs))
     if not points:
         raise InputError(f"No point of {exploration.name!r} can be built:\n{next(iter(refused.values()))}")
     return ExplorationResult(exploration.name, tuple(_with_front(points)), refused)
@@ -215,9 +214,11 @@ def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, st
             f"{dataflow} {shape.rows}x{shape.columns}x{shape.depth}, {', '.join(sequence) or 'baseline'}, {encoding}"
         )
         try:
-            engine = TensorEngine(
-                min(shape.rows, 2), min(shape.columns, 2), sequence, dataflow, shape.depth, widths.a_bits,
-                widths.b_bits, widths.accumulator_bits, encoding,
+            engine = small_engine(
+                TensorEngine(
+                    shape.rows, shape.columns, sequence, dataflow, shape.depth, widths.a_bits, widths.b_bits,
+                    widths.accumulator_bits, encoding,
+                )
             )  # fmt: skip
             if engine not in forms:
                 check_hardware(engine)
@@ -273,18 +274,13 @@ def _evaluate(
     try:
         with progress("Synthesising and simulating distinct engines", len(jobs)) as advance:
             for index, result in run(jobs):
-                found[groups[index]] = result if isinstance(result, str) else _restored(result)
+                found[groups[index]] = result if isinstance(result, str) else restored(result)
                 advance(1)
     except KeyboardInterrupt:
         raise BitwrightError(
             f"Interrupted after {len(found)} of {len(jobs)} distinct engines; run it again to go on with the rest."
         ) from None
     return found
-
-
-def _restored(data: Mapping[str, Any]) -> PartGates:
-    powers = tuple((int(i), int(j)) for i, j in data["skew_powers"])
-    return PartGates(**{**data, "skew_powers": powers, "skew_coefficients": tuple(data["skew_coefficients"])})
 
 
 Runner = Callable[[list[tuple[TensorEngine, str, str]]], Iterator[tuple[int, Any]]]
