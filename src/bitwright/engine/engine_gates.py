@@ -1,8 +1,9 @@
 """What an engine costs in gates: area by part and by component, clock, and energy per multiply-accumulate.
 
 Its parts (processing element, chain link, digit stream, output stage) are mapped once each and counted as often as the
-engine has them; the registers that skew operands around them are mapped as what is left of the whole. Clock and energy
-come from the joined netlist: static timing, and gate-level activity of normally distributed operands in 16 streams.
+engine has them; the registers that skew operands around them are mapped as what is left of the whole. Energy comes from
+the joined netlist: gate-level activity of normally distributed operands in 16 streams. The clock is the static timing
+of two rows and columns, because nothing here buffers the words that all rows or columns of a larger engine share.
 
 `engine_gates` maps and simulates the engine as it is, up to 16 rows and columns. `part_gates` does so with a sample of
 two rows and columns, from which `compose` estimates any size: an exploration sees many sizes of few engines.
@@ -32,14 +33,14 @@ from bitwright.engine.notation import print_nest
 from bitwright.engine.power import energy_by_part
 from bitwright.engine.rtl import TOP, generate, parts, top
 from bitwright.engine.rtl.arithmetic import rtlil_text
+from bitwright.engine.serial_cycles import array_cycles
 from bitwright.engine.stimulus import stimulus
 from bitwright.engine.synthesis import ArrayReport, Objective, synthesise_array
-from bitwright.engine.serial_cycles import array_cycles
 from bitwright.engine.tensor_engine import TensorEngine, cycles
 from bitwright.engine.timing import analyse_timing
 from bitwright.engine.yosys import yosys_version
 
-_VERSION = 3
+_VERSION = 4
 _STREAMS = 16
 _SIMULATED = 16  # rows and columns of the largest engine that is mapped and simulated whole
 _SMALL = 2
@@ -52,8 +53,9 @@ _SAMPLE_K = 768
 class EngineGates:
     """Gates of one engine in one library. Areas in um2 by part, energies per cycle (J) by part while it works.
 
-    `period_s` is the static timing of what was mapped. `macs_per_cycle` are the useful multiply-accumulates per cycle of
-    the whole engine on its products, fill and drain included; `energy_j_per_mac` is that of the same products.
+    `period_s` is the static timing of an engine of two rows and columns: what one word drives in a larger one is taken
+    as buffered. `macs_per_cycle` are useful multiply-accumulates of the whole engine per cycle on its products, fill
+    and drain included; `energy_j_per_mac` is that of the same products.
     """
 
     library: str
@@ -272,13 +274,15 @@ def _part_gates(
 ) -> PartGates:
     """Of the engine as it is; its skew is known per register bit only."""
     report = synthesise_engine(engine, library, objective)
+    small = small_engine(engine)
+    period_s = report.period_s if small == engine else synthesise_engine(small, library, objective).period_s
     bits = skew_registers(engine)
     return PartGates(
         library.name, engine.rows, engine.columns,
         {name: part.area_um2 for name, part in report.parts.items()} | {"skew": report.glue.area_um2},
         {name: part.leakage_w for name, part in report.parts.items()} | {"skew": report.glue.leakage_w},
         _measure(engine, report, library, products), (0.0, report.glue.area_um2 / max(1, bits)),
-        report.period_s, report.parts[part_names(engine)[0]].recipe,
+        period_s, report.parts[part_names(engine)[0]].recipe,
     )  # fmt: skip
 
 
