@@ -204,15 +204,14 @@ def test_sibia_skips_empty_slice_vectors(shape, lanes):
 def test_serial_digits_wait_at_every_bit_weight(shape, lanes):
     a, w = operands(*shape)
     _, k, n = shape
-    full = -(-k // (4 * lanes)) * 4 * lanes
-    share, cycles = full // lanes, 0
+    full, cycles = -(-k // (4 * lanes)) * 4 * lanes, 0
     for row in a.tolist():
         digits = encodings.get("ent").digits(np.array(row + [0] * (full - k)), 8)
         for weight in range(4):
             streams = []
             for lane in range(lanes):
-                stream = digits[lane * share : (lane + 1) * share, weight]
-                streams.append(sum(max(1, sum(d != 0 for d in stream[i : i + 4])) for i in range(0, share, 4)))
+                groups = range(4 * lane, full, 4 * lanes)  # they go round the lanes
+                streams.append(sum(max(1, sum(d != 0 for d in digits[i : i + 4, weight])) for i in groups))
             cycles += max(streams)
     found = serial_digit_cycles(a, w, lanes=lanes)
     assert found.cycles == cycles * n

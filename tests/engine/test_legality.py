@@ -1,10 +1,20 @@
 """Each rule of the notation: a move that breaks it, and a nest written by hand that breaks it."""
 
+import numpy as np
 import pytest
 
 from bitwright.core.errors import InputError
 from bitwright.engine.baselines import gemm
-from bitwright.engine.legality import RULES, IllegalTransformation, check, latencies, stages
+from bitwright.engine.evaluate import run, wrap
+from bitwright.engine.legality import (
+    RULES,
+    IllegalTransformation,
+    check,
+    check_depth,
+    largest_depth,
+    latencies,
+    stages,
+)
 from bitwright.engine.notation import parse_nest, print_nest
 from bitwright.engine.transformations import apply
 
@@ -138,3 +148,35 @@ def test_pipeline_registers_are_counted():
     assert (late["m"], late["p_s"], late["p_r"]) == (0, 1, 2)
     # Both words of a pair are registered together.
     assert stages(apply(baseline(), "pipeline p_s")) == stages(apply(baseline(), "pipeline p_c")) == 1
+
+
+def test_a_state_narrower_than_the_result_limits_k():
+    """Sixteen bits: 4 * (-2 * -128) = 1024 fits the result, not the state of one bit weight."""
+    a, b = np.full((1, 4), -2), np.full((4, 1), -128)
+    plain = gemm("os", 1, 1, accumulator_bits=16)
+    assert run(plain, a, b) == 1024
+    for sequence in ("opt2", "opt3", "opt4e"):
+        with pytest.raises(IllegalTransformation, match=r"Rule 6 .*K = 4 need 1.*not even one step of K is safe"):
+            run(apply(plain, sequence), a, b)
+    with pytest.raises(IllegalTransformation, match="split K: up to 4 is safe"):
+        run(apply(gemm("os", 1, 1, accumulator_bits=18), "opt2"), *(np.ones(shape, int) for shape in ((1, 8), (8, 1))))
+
+
+@pytest.mark.parametrize("sequence", [(), ("opt1",), ("opt2",), ("opt3",), ("opt4e", "sign_free")])
+@pytest.mark.parametrize("bits", [16, 17, 20])
+def test_the_largest_depth_is_exact_modulo_the_result_and_the_next_one_is_not(sequence, bits):
+    nest = apply(gemm("os", 1, 1, accumulator_bits=bits), *sequence)
+    deepest = largest_depth(nest, 64)
+    for value in (-128, 127, -2, 2, 85, -86) if deepest else ():
+        for other in (-128, 127):
+            a, b = np.full((1, deepest), value), np.full((deepest, 1), other)
+            assert run(nest, a, b) == wrap(a @ b, bits)
+    if deepest < 64:
+        assert any(nest.words[state.name].bits < bits for state in nest.states)
+        with pytest.raises(IllegalTransformation, match="Rule 6"):
+            check_depth(nest, deepest + 1)
+
+
+def test_accumulators_of_32_bits_hold_every_layer():
+    for sequence in ("opt1", "opt2", "opt3", "opt4c", "opt4e"):
+        assert largest_depth(apply(gemm("os", 1, 1), sequence), 1 << 16) == 1 << 16

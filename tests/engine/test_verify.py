@@ -84,3 +84,9 @@ def test_bad_simulators(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ToolError, match="not installed"):
         verify(TensorEngine(2, 2), simulator="icarus")
+
+
+@pytest.mark.parametrize(("sequence", "bits"), [("opt2", 18), ("opt3", 18), ("opt4e", 20)])
+def test_narrow_accumulators_give_no_false_alarm(sequence, bits):
+    engine = TensorEngine(2, 2, (sequence,), accumulator_bits=bits)
+    assert verify(engine, vectors=60, simulator="amaranth").passed

@@ -1,18 +1,21 @@
 import pytest
 
 from bitwright.core.quantity import Evidence
-from bitwright.reproduce import bitweight_tpe as tpe
+from bitwright.engine.widths import required_widths
+from bitwright.reproduce import bitweight_tpe, tensor_engine_elements
 from bitwright.reproduce import tensor_engine_claims as engines
+from bitwright.reproduce import tensor_engine_digits as digits
 from bitwright.reproduce.claims import Verdict, check
-from bitwright.reproduce.tensor_engine_reports import PRINTED_RATIOS, committed_ratios
+from bitwright.reproduce.tensor_engine_exactness import exact_digits, exact_widths
+from bitwright.reproduce.tensor_engine_reports import PRINTED_DENSITY, PRINTED_RATIOS, committed_ratios
 from bitwright.reproduce.tensor_engine_variants import ARCHITECTURES, SERIAL, serial_engine
 
 
-@pytest.mark.parametrize("depth", tpe.PARTIAL_PRODUCTS)
+@pytest.mark.parametrize("depth", digits.PARTIAL_PRODUCTS)
 @pytest.mark.parametrize("sigma", [10, 20, 30, 40, 50])
 def test_average_partial_products_as_the_released_test_bench_counts_them(depth, sigma):
-    published = tpe.PARTIAL_PRODUCTS[depth][sigma]
-    assert tpe.average_partial_products(sigma, depth, vectors=8000) == pytest.approx(published, rel=0.01)
+    published = digits.PARTIAL_PRODUCTS[depth][sigma]
+    assert digits.average_partial_products(sigma, depth, vectors=8000) == pytest.approx(published, rel=0.01)
 
 
 @pytest.mark.parametrize("design", PRINTED_RATIOS)
@@ -21,10 +24,30 @@ def test_the_committed_reports_give_the_published_ratios(design):
 
 
 def test_digit_claims_agree():
-    results = [check(claim) for claim in tpe._digit_claims()]
-    assert len(results) == 13
+    results = [check(claim) for claim in (*digits.all_value_claims(), *digits.normal_data_claims())]
+    assert len(results) == 3 * len(digits.HISTOGRAMS) + 1 + 2 + 30 + 10
     assert {result.verdict for result in results} == {Verdict.AGREES}
     assert {result.ours.evidence for result in results if result.ours} == {Evidence.EXECUTED}
+
+
+def test_exactness_is_counted_not_assumed(monkeypatch):
+    assert exact_digits(8) == (512, 512)
+    assert exact_widths() == (5, 5)
+    monkeypatch.setattr("bitwright.reproduce.tensor_engine_exactness.required_widths", lambda nest, k: {
+        name: bits + 1 for name, bits in required_widths(nest, k).items()})  # fmt: skip
+    assert exact_widths()[0] < 5
+
+
+def test_every_claim_is_named_once():
+    claims = bitweight_tpe.claims()
+    keys = [(claim.name, claim.conditions, claim.published.source) for claim in claims]
+    assert len(set(keys)) == len(keys)
+
+
+def test_element_ranges_need_every_baseline():
+    for names in tensor_engine_elements.VARIANTS.values():
+        assert set(names) <= set(tensor_engine_elements.ELEMENTS)
+    assert set(tensor_engine_elements.PIPELINED) <= set(tensor_engine_elements.ELEMENTS)
 
 
 def test_every_library_has_its_gate_claims():
@@ -36,7 +59,8 @@ def test_every_library_has_its_gate_claims():
 def test_committed_and_throughput_claims_agree():
     throughput = [claim for claim in engines.network_claims() if claim.name == "throughput at equal area"]
     results = [check(claim) for claim in (*engines.committed_claims(), *throughput) if claim.tolerance is not None]
-    assert len(results) == 16 + 3 + 4
+    efficiencies = sum(row[3] is not None for row in PRINTED_DENSITY.values())
+    assert len(results) == 16 + len(PRINTED_DENSITY) + efficiencies + 4
     assert {result.verdict for result in results} == {Verdict.AGREES}
 
 
@@ -44,7 +68,7 @@ def test_networks_at_equal_area(monkeypatch, tmp_path):
     monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path))
     results = {}
     for claim in engines.network_claims():
-        if claim.name.startswith("end to end") and "OPT4C" in claim.conditions:
+        if claim.name.startswith("end to end") and "OPT4C, digits of MiniLM" in claim.conditions:
             results[claim.conditions] = check(claim)
     assert len(results) == 3
     assert {result.verdict for result in results.values()} == {Verdict.AGREES}

@@ -58,6 +58,8 @@ def _engine(
     """The engine that the options describe; what they leave open has the default shape, no side above `most`."""
     from bitwright.study.file import engine_shape
 
+    if multiplier == "tool" and encoding != "mbe":
+        raise InputError(f"--multiplier tool has no digits, so encoding {encoding!r} changes nothing: leave one out.")
     shape = engine_shape(dataflow, None, None)
     return TensorEngine(
         min(shape[0], most) if rows is None else rows, columns, tuple(transform), dataflow,
@@ -176,6 +178,7 @@ def cycles(
     """
     from bitwright.engine.digit_profiles import normal_profile
     from bitwright.engine.expected_cycles import expected_array_cycles
+    from bitwright.engine.legality import check_depth
     from bitwright.engine.mapping import serial_figures
     from bitwright.engine.tensor_engine import cycles as count
     from bitwright.engine.tensor_engine import utilisation
@@ -183,7 +186,7 @@ def cycles(
     engine = _engine(
         dataflow, rows, columns, depth, transform, encoding, multiplier, a_bits, b_bits, accumulator_bits
     )  # fmt: skip
-    _ = engine.nest
+    check_depth(engine.nest, k)
     if engine.serial:
         if convention != "overlapped-drain":
             raise InputError("SCALE-Sim has no serial engines; use the convention overlapped-drain.")
@@ -244,13 +247,17 @@ def verify(
     engine = _engine(
         dataflow, rows, columns, depth, transform, encoding, multiplier, a_bits, b_bits, accumulator_bits, most=4
     )  # fmt: skip
+    if whole and not formal:
+        raise InputError("--whole says how far a proof goes: give --formal too.")
+    if formal:
+        proofs.check_provable(engine, whole)
     with progress("Verifying", 1 + formal) as advance:
         if netlist:
             report = simulation.verify_netlist(engine, find_library(netlist), seed, vectors or 300)
         else:
             report = simulation.verify(engine, seed, vectors or 3000, simulator, vcd=vcd)
         advance(1)
-        proof = proofs.formal_equivalence(engine, whole) if formal or whole else None
+        proof = proofs.formal_equivalence(engine, whole) if formal else None
         advance(int(formal))
     data = {**vars(report), "passed": report.passed}
     if proof:
@@ -287,21 +294,26 @@ def synthesise(
     objective: Annotated[
         Literal["area_delay", "area", "delay"], typer.Option(help="What to keep the best of.")
     ] = "area_delay",
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Also simulate the gates on normal operands: energy per MAC.")
+    ] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Map an engine to the gates of a cell library: area, maximum frequency, leakage.
+    """Map an engine to the gates of a cell library: area, maximum frequency, leakage, and (`--energy`) energy.
 
-    Example: `bitwright engine synthesise --rows 8 --columns 8 -t opt4c -e ent --library predictive-45nm`
+    Example: `bitwright engine synthesise --rows 8 --columns 8 -t opt4c -e ent --library predictive-45nm --energy`
     """
     from bitwright.core.quantity import format_value
-    from bitwright.engine.engine_gates import synthesise_engine
+    from bitwright.engine.engine_gates import engine_gates, synthesise_engine
     from bitwright.engine.libraries import find_library
     from bitwright.engine.rtl import TOP
 
     engine = _engine(
         dataflow, rows, columns, depth, transform, encoding, multiplier, a_bits, b_bits, accumulator_bits
     )  # fmt: skip
-    report = synthesise_engine(engine, find_library(library), objective)
+    cells = find_library(library)
+    report = synthesise_engine(engine, cells, objective)
+    gates = engine_gates(engine, cells, objective) if energy else None
     parts = {**report.parts, TOP: report.glue}
     instances = {**report.instances, TOP: 1}
     data = {
@@ -311,6 +323,15 @@ def synthesise(
         "area_um2": report.area_um2,
         "frequency_hz": 1 / report.period_s,
         "leakage_w": report.leakage_w,
+        "energy": {
+            "evidence": "simulated",
+            "operands": "normal, K of at least 768",
+            "energy_j_per_mac": gates.energy_j_per_mac,
+            "macs_per_cycle": gates.macs_per_cycle,
+            "clock_hz": 1 / gates.period_s,
+        }
+        if gates
+        else None,
         "parts": {
             name: {
                 "instances": instances[name],
@@ -344,5 +365,12 @@ def synthesise(
             highlight=False,
             markup=False,
         )
+        if gates:
+            out.print(
+                f"Normal operands: {format_value(gates.energy_j_per_mac, 'J')} per multiply-accumulate, leakage "
+                f"included, at {gates.macs_per_cycle:,.1f} per cycle [simulated gate activity]",
+                highlight=False,
+                markup=False,
+            )
 
     show(data, as_json, render)

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic.encodings import Encoding, get
 from bitwright.core.errors import InputError
+from bitwright.engine.serial_cycles import column_cycles
 
 Int8Matrix = NDArray[np.int8]
 Counts = NDArray[np.int64]
@@ -225,22 +226,16 @@ def bitwave_cycles(a: ArrayLike, w: ArrayLike, group: int = 8) -> BitSliceCycles
 def serial_digit_cycles(a: ArrayLike, w: ArrayLike, lanes: int = 1, encoding: str = "ent") -> BitSliceCycles:
     """OPT3 and OPT4C (one lane) and OPT4E (four): the non-zero digits of A one after the other.
 
-    Four consecutive operands of a row at one bit weight form a group: max(1, non-zero digits) cycles. `lanes` streams
-    share one state and split the reduction dimension into equal contiguous parts; they wait for each other before the
-    bit weight changes. Waiting between columns is not counted. k is filled with zeros to a multiple of 4 * `lanes`.
+    Issue cycles of `engine.serial_cycles` in groups of four and one K block; waiting between columns is not counted.
     Source: arXiv 2503.06342, serial non-zero digits (OPT3) and the shared encoder (OPT4C, OPT4E).
     Raises InputError for bad operands (see `laconic_cycles`) and lanes < 1.
     """
     left, right = _operands(a, w)
     _positive("lanes", lanes)
-    code = get(encoding)
-    padded = _grouped(left, _GROUP * lanes).reshape(len(left), -1)
-    streams = padded.reshape(len(left), lanes, -1, _GROUP)
-    digits = np.count_nonzero(code.digits(streams, _BITS), axis=-2)  # (m, lanes, groups, bit weights)
-    issued = np.maximum(digits, 1).sum(axis=2)
-    cycles = int(issued.max(axis=1).sum())
-    columns = right.shape[1]
-    return BitSliceCycles(cycles * columns, _macs(left, right), lanes, int(digits.sum()) * columns)
+    code, columns = get(encoding), right.shape[1]
+    cycles = int(column_cycles(left, code, _BITS, _GROUP, lanes).sum())
+    digits = int(np.count_nonzero(code.digits(left, _BITS)))
+    return BitSliceCycles(cycles * columns, _macs(left, right), lanes, digits * columns)
 
 
 def parallel_cycles(a: ArrayLike, w: ArrayLike) -> BitSliceCycles:

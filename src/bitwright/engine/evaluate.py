@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
+from bitwright.engine.legality import check_depth
 from bitwright.engine.nest import (
     Loop,
     Nest,
@@ -212,9 +213,11 @@ def run(nest: Nest, a: ArrayLike, b: ArrayLike, pad: bool = True) -> Integers:
     """C = A @ B by the primitives of a nest, modulo 2^bits of its result; (m, k), (k, n) -> (m, n) int64.
 
     K is padded with zeros to what the nest takes at a time; with `pad=False` another K raises InputError, as do shapes
-    that do not fit, empty operands, and values outside the operand widths.
+    that do not fit, empty operands, and values outside the operand widths. Raises IllegalTransformation for a K at
+    which the state of one bit weight could lose a sum (`legality.check_depth`).
     """
     left, right = operands(nest, a, b)
+    check_depth(nest, left.shape[1])
     step = max((loop.stride for loop in loops(nest.body) if loop.dimension == "K" and loop.extent is None), default=1)
     if not pad and left.shape[1] % step:
         raise InputError(

@@ -67,20 +67,7 @@ def formal_equivalence(engine: TensorEngine, whole: bool = False, timeout_s: flo
     the undivided statement is asked for wide operands or for elements that do not see whole operands; ToolError when
     Yosys is missing or one of its runs does not finish within `timeout_s`.
     """
-    check_hardware(engine)
-    if engine.serial:
-        raise InputError(
-            f"{engine.nest.name}: proofs cover elements that work on all digits at once; verify it instead."
-        )
-    if whole and engine.a_bits > _MOST_SPLIT_BITS:
-        raise InputError(
-            f"The undivided proof takes the {1 << engine.a_bits} values of a {engine.a_bits}-bit operand one by one; "
-            f"it is offered up to {_MOST_SPLIT_BITS} bits. Prove the pieces instead."
-        )
-    if whole and (engine.passes > 1 or engine.shares_encoders or len(operands(engine)[0]) > 1):
-        raise InputError(
-            f"{engine.nest.name}: its elements do not multiply one whole operand; prove the pieces instead."
-        )
+    check_provable(engine, whole)
     component = _Statements(engine, whole)
     prepare = "read_rtlil statements.il\nhierarchy -top statements\nproc\nflatten\nopt\n"
     files = {"statements.il": rtlil_text(component)}
@@ -97,6 +84,24 @@ def formal_equivalence(engine: TensorEngine, whole: bool = False, timeout_s: flo
         else:
             proved.append("whole")
     return FormalReport(tuple(proved), refuted)
+
+
+def check_provable(engine: TensorEngine, whole: bool = False) -> None:
+    """Raise InputError for engines and statements that `formal_equivalence` does not take, before any work is done."""
+    check_hardware(engine)
+    if engine.serial:
+        raise InputError(
+            f"{engine.nest.name}: proofs cover elements that work on all digits at once; verify it instead."
+        )
+    if whole and engine.a_bits > _MOST_SPLIT_BITS:
+        raise InputError(
+            f"The undivided proof takes the {1 << engine.a_bits} values of a {engine.a_bits}-bit operand one by one; "
+            f"it is offered up to {_MOST_SPLIT_BITS} bits. Prove the pieces instead."
+        )
+    if whole and (engine.passes > 1 or engine.shares_encoders or len(operands(engine)[0]) > 1):
+        raise InputError(
+            f"{engine.nest.name}: its elements do not multiply one whole operand; prove the pieces instead."
+        )
 
 
 def _prove_by_cases(bits: int, prepare: str, files: Mapping[str, str | bytes], timeout_s: float) -> str:

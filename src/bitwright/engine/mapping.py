@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from bitwright.core.errors import InputError
 from bitwright.core.timeline import Schedule, Timeline
 from bitwright.core.workload import FORMAT_BITS, Gemm, Kind, Operator, Role, Tensor, Workload
+from bitwright.engine.legality import check_depth
 from bitwright.engine.nest import loops
 from bitwright.engine.network_cost import EngineFigures, OperandStatistics, choose_operand
 from bitwright.engine.operand_traffic import panel_traffic
@@ -114,10 +115,12 @@ def map_gemm(
     """The products of `gemm`, number `index` of `operator`, on an engine.
 
     On a serial engine the operand that takes fewer cycles is encoded. Raises InputError for a serial engine without
-    `operator` or `statistics`, and where operands have other widths than the statistics.
+    `operator` or `statistics`, and where operands have other widths than the statistics, IllegalTransformation for a K
+    at which the engine's states could lose a sum.
     """
     left: float
     right: float
+    check_depth(engine.nest, gemm.k)
     left, right, result = buffer_accesses(engine, gemm)
     tile = engine.rows, engine.columns
     if not engine.serial:

@@ -16,6 +16,7 @@ import numpy as np
 
 from bitwright.core.errors import UnknownNameError
 from bitwright.engine.evaluate import Integers
+from bitwright.engine.legality import check_depth, largest_depth
 from bitwright.engine.liberty import Library
 from bitwright.engine.rtl import TOP, generate, simulation_design
 from bitwright.engine.stimulus import Stimulus, stimulus
@@ -92,13 +93,18 @@ def random_stimulus(engine: TensorEngine, seed: int, vectors: int) -> Stimulus:
 
 
 def matrix_products(engine: TensorEngine, rng: np.random.Generator, vectors: int) -> list[tuple[Integers, Integers]]:
-    """The products that `verify` runs, together at least `vectors` operand vectors."""
+    """The products that `verify` runs, together at least `vectors` operand vectors; K as deep as the states hold.
+
+    Raises IllegalTransformation for an engine whose states do not even hold one product.
+    """
     step, columns = engine.step, engine.columns
+    deepest = largest_depth(engine.nest, 16 * step + 48)
+    check_depth(engine.nest, max(1, deepest))
     rows = engine.rows if engine.dataflow not in ("ws", "tree") else 4
     low_a, high_a = -(1 << (engine.a_bits - 1)), (1 << (engine.a_bits - 1)) - 1
     low_b, high_b = -(1 << (engine.b_bits - 1)), (1 << (engine.b_bits - 1)) - 1
     products = [
-        (np.full((rows, 5), a, np.int64), np.full((5, columns), b, np.int64))
+        (np.full((rows, min(5, deepest)), a, np.int64), np.full((min(5, deepest), columns), b, np.int64))
         for a in (low_a, high_a) for b in (low_b, high_b)
     ]  # fmt: skip
     shapes = [(1, 1, 1), (rows + 1, 3, columns), (rows, 1, 2 * columns + 1), (2 * rows - 1, 7, columns + 2)]
@@ -108,6 +114,7 @@ def matrix_products(engine: TensorEngine, rng: np.random.Generator, vectors: int
             int(rng.integers(1, 2 * rows + 1)), int(rng.integers(1, 16 * step + 49)),
             int(rng.integers(1, 2 * columns + 1)),
         )  # fmt: skip
+        k = min(k, deepest)
         products.append((rng.integers(low_a, high_a + 1, (m, k)), rng.integers(low_b, high_b + 1, (k, n))))
         steps += -(-n // columns) * (m * -(-k // step) if engine.dataflow == "ws" else -(-m // engine.rows) * k)
     return products
