@@ -4,6 +4,7 @@
 namespace bitwright {
 void bind_digit_histogram(nanobind::module_& m);
 void bind_gate_simulation(nanobind::module_& m);
+void bind_number_formats(nanobind::module_& m);
 void bind_timeline(nanobind::module_& m);
 }
 
@@ -11,5 +12,6 @@ NB_MODULE(_native, m) {
     m.doc() = "Native kernels of Bitwright.";
     bitwright::bind_digit_histogram(m);
     bitwright::bind_gate_simulation(m);
+    bitwright::bind_number_formats(m);
     bitwright::bind_timeline(m);
 }

@@ -6,6 +6,22 @@ from numpy.typing import NDArray
 def digit_histogram(
     values: NDArray[np.int8], digit_counts: NDArray[np.uint8], histogram: NDArray[np.int64]
 ) -> None: ...
+def group_magnitudes(x: NDArray[np.float32], maxima: NDArray[np.float32]) -> None: ...
+def encode_integers(
+    x: NDArray[np.float32], scale: NDArray[np.float32], top: int, codes: NDArray[np.uint8]
+) -> None: ...
+def encode_floats(
+    x: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    mantissa: int,
+    bias: int,
+    largest: float,
+    sign_bit: int,
+    codes: NDArray[np.uint8],
+) -> None: ...
+def decode_codes(
+    codes: NDArray[np.uint8], table: NDArray[np.float32], scale: NDArray[np.float32], x: NDArray[np.float32]
+) -> None: ...
 def simulate_gates(
     tables: NDArray[np.uint64],
     gate_inputs: NDArray[np.int32],

@@ -1,0 +1,63 @@
+"""Number formats by name; see `base` for what each of them does, and `GRAMMAR` for the names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from bitwright.arithmetic.formats.base import (
+    Encoded,
+    ErrorStatistics,
+    NumberFormat,
+    error_statistics,
+    fake_quantise,
+    matmul,
+)
+from bitwright.arithmetic.formats.elements import FLOATS, IntegerElement
+from bitwright.arithmetic.formats.integer import AsymmetricInteger
+from bitwright.arithmetic.formats.scaled import Scaled
+from bitwright.arithmetic.formats.shared_exponent import MICROSCALING, block_floating_point, microscaling
+from bitwright.core.errors import InputError
+
+__all__ = [
+    "FAMILIES", "GRAMMAR", "Encoded", "ErrorStatistics", "NumberFormat", "error_statistics",
+    "fake_quantise", "matmul", "parse",
+]  # fmt: skip
+
+
+def granularity(text: str | None) -> str | int:
+    """ "row" when there is none, a group size where it is a number, else the word itself."""
+    return int(text) if text and text.isdigit() else text or "row"
+
+
+_SCALE = r"(?:/(none|tensor|row|\d+))?"
+# pattern of the name -> the format; each pattern is matched whole
+FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
+    rf"int(\d+){_SCALE}(,fp16)?": lambda found: Scaled(
+        IntegerElement(int(found[1])), granularity(found[2]), 16 if found[3] else 32
+    ),
+    rf"uint(\d+){_SCALE}(,fp16)?": lambda found: AsymmetricInteger(
+        int(found[1]), granularity(found[2]), 16 if found[3] else 32
+    ),
+    rf"({'|'.join(FLOATS)}){_SCALE}(,fp16)?": lambda found: Scaled(
+        FLOATS[found[1]], granularity(found[2]), 16 if found[3] else 32
+    ),
+    rf"({'|'.join(MICROSCALING)})(?:_(\d+))?": lambda found: microscaling(
+        found[1], int(found[2]) if found[2] else None
+    ),
+    r"bfp(\d+)_(\d+)": lambda found: block_floating_point(int(found[1]), int(found[2])),
+}
+GRAMMAR = (
+    "int4/32 (2 to 8 bits, a scale per 32 values; or /row, /tensor; ,fp16 for half-precision scales), uint4/128 (with "
+    f"zero points), {', '.join(FLOATS)} (scales as above, or /none), {', '.join(MICROSCALING)} (blocks of 32, or as in "
+    "mxfp4_16), bfp12_32 (4-bit integers and an 8-bit exponent per 32)"
+)
+
+
+def parse(text: str) -> NumberFormat:
+    """The format of that name. Raises InputError, with the grammar, for unknown names."""
+    for pattern, make in FAMILIES.items():
+        found = re.fullmatch(pattern, text)
+        if found:
+            return make(found)
+    raise InputError(f"Unknown number format {text!r}. Formats are written: {GRAMMAR}.")

@@ -1,0 +1,264 @@
+"""Number formats: how a real tensor becomes codes and scales, what the codes mean, and exact products of them.
+
+Every format stores x (..., k), whose last axis is the one a matrix product sums over, as integer codes and scales:
+x ~ (integers(codes) - zero) * scale. `integers` is exact and small, so that products of codes are integer products:
+a floating-point code is its significand in units of the format's smallest subnormal number.
+
+A format is one module: a frozen dataclass with the methods of `NumberFormat`, and a line in `FAMILIES` of the package.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitwright import _native
+from bitwright.core.errors import InputError
+
+Array = Any  # a numpy array or a torch tensor
+Granularity = str | int  # "none", "tensor", "row" (one scale per vector along the last axis), or a group size
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Codes of a tensor: x ~ (integers(codes) - zero) * scale, scales repeated over their groups.
+
+    `codes`: integers (..., padded k), the last axis filled up to whole groups or pairs; `scale`: float32 (..., groups),
+    each for padded k / groups consecutive codes, or shape () for one scale; `zero`: integers of the shape of `scale`,
+    or None for 0; `shape`: that of x.
+    """
+
+    codes: NDArray[Any]
+    scale: NDArray[np.float32]
+    zero: NDArray[np.int32] | None
+    shape: tuple[int, ...]
+
+
+class NumberFormat(Protocol):
+    """What every number format does."""
+
+    @property
+    def name(self) -> str:
+        """The text that `formats.parse` turns into this format."""
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of one code, scales aside."""
+
+    @property
+    def multiplier(self) -> str | None:
+        """Name of the hardware product of two such codes (`engine.format_products`), None when there is none yet."""
+
+    def bits_per_element(self, shape: tuple[int, ...]) -> float:
+        """Stored bits of a tensor of that shape over its elements: codes, padding, scales and zero points."""
+
+    def encode(self, x: Array) -> Encoded:
+        """Round x (..., k) to codes. Raises InputError for what the format has no code for (NaN, infinities)."""
+
+    def integers(self, codes: NDArray[Any]) -> NDArray[np.int64]:
+        """What codes (..., padded k) mean before zero and scale."""
+
+    def decode(self, encoded: Encoded) -> NDArray[np.float32]:
+        """The tensor the codes stand for, in its original shape."""
+
+    def pack(self, encoded: Encoded) -> NDArray[np.uint8]:
+        """All bytes that are stored, codes first."""
+
+    def unpack(self, packed: NDArray[np.uint8], shape: tuple[int, ...]) -> Encoded:
+        """The codes and scales of a tensor of that shape. Raises InputError for another number of bytes."""
+
+
+def decode_integers(integers: NDArray[np.int64], encoded: Encoded) -> NDArray[np.float32]:
+    """(integers - zero) * scale of a tensor's codes, float32, its original shape."""
+    grouped = _grouped(integers, encoded.scale)
+    if encoded.zero is not None:
+        grouped = grouped - encoded.zero[..., None]
+    real = grouped.astype(np.float32) * encoded.scale[..., None]
+    return _shaped(real, encoded)
+
+
+def decode_table(integers: NDArray[np.int64], encoded: Encoded) -> NDArray[np.float32]:
+    """Values of byte codes through the 256 integers they mean, times their scales, in the original shape."""
+    real = np.empty(encoded.codes.size, np.float32)
+    codes = np.ascontiguousarray(encoded.codes).reshape(-1)
+    _native.decode_codes(codes, integers.astype(np.float32), np.ascontiguousarray(encoded.scale).reshape(-1), real)
+    return _shaped(real, encoded)
+
+
+def _shaped(real: NDArray[np.float32], encoded: Encoded) -> NDArray[np.float32]:
+    real = real.reshape(encoded.codes.shape)
+    return real if real.shape == encoded.shape else np.ascontiguousarray(real[..., : encoded.shape[-1]])
+
+
+def fake_quantise(number_format: NumberFormat, x: Array) -> Array:
+    """x rounded to what the format can represent: same kind (numpy or torch), dtype, device and shape."""
+    _, restore = as_numpy(x)
+    return restore(number_format.decode(number_format.encode(x)))
+
+
+def matmul(left_format: NumberFormat, left: Encoded, right_format: NumberFormat, right: Encoded) -> NDArray[np.float32]:
+    """left (m, k) @ right (n, k)^T from codes: integer sums inside a scale group, groups added in float32 in order.
+
+    Groups of both operands must divide one another. Raises InputError for other shapes and for sums that could leave
+    int64.
+    """
+    if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[1]:
+        raise InputError(f"Product of codes (m, k) and (n, k) asked for; got {left.shape} and {right.shape}.")
+    k = left.shape[1]
+    a, b = (_centred(form, item, k) for form, item in ((left_format, left), (right_format, right)))
+    size_a, size_b = (_group_size(item, k) for item in (left, right))
+    size = min(size_a, size_b)
+    if max(size_a, size_b) % size and max(size_a, size_b) < k:
+        raise InputError(f"Groups of {size_a} and {size_b} codes do not divide one another.")
+    if int(np.abs(a).max(initial=0)) * int(np.abs(b).max(initial=0)) * min(size, k) >= 1 << 63:
+        raise InputError("Integer sums of these codes do not fit 64 bits; take smaller groups or a narrower format.")
+    total = np.zeros((a.shape[0], b.shape[0]), np.float32)
+    for start in range(0, k, size):
+        part = exact_product(a[:, start : start + size], b[:, start : start + size])
+        scale_a, scale_b = (
+            _rows(item)[:, start // own if _rows(item).shape[1] > 1 else 0]
+            for item, own in ((left, size_a), (right, size_b))
+        )
+        total += part.astype(np.float32) * (scale_a[:, None] * scale_b[None, :])
+    return total
+
+
+def exact_product(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """a (m, k) @ b (n, k)^T in int64, through float64 where its 53 bits hold every partial sum."""
+    bound = int(np.abs(a).max(initial=0)) * int(np.abs(b).max(initial=0)) * a.shape[1]
+    if bound < 1 << 53:
+        return np.asarray(np.rint(a.astype(np.float64) @ b.astype(np.float64).T)).astype(np.int64)
+    return np.asarray(a @ b.T)
+
+
+@dataclass(frozen=True)
+class ErrorStatistics:
+    """Rounding error of a tensor: relative mean square error, signal-to-noise ratio (dB), largest absolute error."""
+
+    relative_mse: float
+    sqnr_db: float
+    largest: float
+
+
+def error_statistics(number_format: NumberFormat, x: Array) -> ErrorStatistics:
+    """How far x moves when it is rounded to the format."""
+    real, _ = as_numpy(x)
+    error = number_format.decode(number_format.encode(x)).astype(np.float64) - real
+    power = float(np.square(real, dtype=np.float64).sum())
+    relative = float(np.square(error).sum()) / power if power else 0.0
+    return ErrorStatistics(relative, -10 * np.log10(relative) if relative else np.inf, float(np.abs(error).max()))
+
+
+def as_numpy(x: Array) -> tuple[NDArray[np.float32], Callable[[NDArray[np.float32]], Array]]:
+    """x as float32 on the host, and a function that gives an array of that shape the kind, dtype and device of x.
+
+    Raises InputError for other types, integers and empty tensors.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if not x.is_floating_point() or not x.numel() or not x.dim():
+            raise InputError(f"Number formats round floating-point tensors, not {x.dtype} of shape {tuple(x.shape)}.")
+        real = x.detach().to("cpu", torch.float32).numpy()
+        return real, lambda made: torch.from_numpy(np.ascontiguousarray(made)).to(x.device, x.dtype)
+    if not isinstance(x, np.ndarray):
+        raise InputError(f"Expected a numpy array or a torch tensor, got {type(x).__name__}.")
+    if not np.issubdtype(x.dtype, np.floating) or not x.size or not x.ndim:
+        raise InputError(f"Number formats round floating-point tensors, not {x.dtype} of shape {x.shape}.")
+    return x.astype(np.float32, copy=False), lambda made: made.astype(x.dtype, copy=False)
+
+
+def finite(x: Array, name: str) -> NDArray[np.float32]:
+    """x as float32 on the host. Raises InputError, naming the format, for NaN and infinite values."""
+    real, _ = as_numpy(x)
+    bad = int((~np.isfinite(real)).sum())
+    if bad:
+        raise InputError(
+            f"{name} has no code for NaN or infinity; the tensor of shape {real.shape} holds {bad} such values."
+        )
+    return real
+
+
+def groups_of(x: NDArray[np.float32], granularity: Granularity, name: str) -> NDArray[np.float32]:
+    """x (..., k) as (..., groups, size): what shares a scale. Zeros fill the last group. One scale or none: (1, size).
+
+    Raises InputError for a granularity that is neither "none", "tensor", "row" nor a positive number.
+    """
+    if granularity in ("tensor", "none"):
+        return x.reshape(1, -1)
+    if granularity == "row":
+        return x[..., None, :]
+    if not isinstance(granularity, int) or granularity < 1:
+        raise InputError(f"{name}: scales are per tensor, row or group size, or none, not {granularity!r}.")
+    missing = -x.shape[-1] % granularity
+    if missing:
+        x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+    return x.reshape(*x.shape[:-1], -1, granularity)
+
+
+def scale_count(shape: tuple[int, ...], granularity: Granularity) -> int:
+    """How many scales a tensor of that shape stores."""
+    if granularity in ("tensor", "none"):
+        return int(granularity == "tensor")
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    return rows if granularity == "row" else rows * -(-shape[-1] // int(granularity))
+
+
+def padded_size(shape: tuple[int, ...], granularity: Granularity) -> int:
+    """How many codes a tensor of that shape has, the padding of its last groups included."""
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    return rows * (shape[-1] if isinstance(granularity, str) else -(-shape[-1] // granularity) * granularity)
+
+
+def pack_codes(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Unsigned codes of `bits` (1 to 16) as one little-endian bit string: code i takes bits i*bits .. i*bits+bits-1."""
+    flat = np.ascontiguousarray(codes).reshape(-1)
+    if bits == 8:
+        return flat.astype(np.uint8)
+    if bits == 4:
+        low = flat.astype(np.uint8) & 15
+        low = np.append(low, np.uint8(0)) if low.size % 2 else low
+        return np.asarray(low[::2] | (low[1::2] << 4), np.uint8)
+    stream = (flat.astype(np.uint16)[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
+    return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little")
+
+
+def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint16]:
+    """The inverse of `pack_codes` for `count` codes. Raises InputError for another number of bytes."""
+    if packed.dtype != np.uint8 or packed.size != -(-count * bits // 8):
+        raise InputError(
+            f"{count} codes of {bits} bits are {-(-count * bits // 8)} bytes, not {packed.size} of {packed.dtype}."
+        )
+    stream = np.unpackbits(packed, bitorder="little")[: count * bits].reshape(count, bits).astype(np.uint16)
+    return np.asarray((stream << np.arange(bits, dtype=np.uint16)).sum(axis=1, dtype=np.uint16))
+
+
+def _grouped(integers: NDArray[np.int64], scale: NDArray[np.float32]) -> NDArray[np.int64]:
+    if scale.ndim == 0:
+        return integers.reshape(-1)
+    return integers.reshape(*scale.shape, -1)
+
+
+def _centred(number_format: NumberFormat, encoded: Encoded, k: int) -> NDArray[np.int64]:
+    integers = number_format.integers(encoded.codes)
+    if encoded.zero is not None:
+        integers = (_grouped(integers, encoded.scale) - encoded.zero[..., None]).reshape(integers.shape)
+    return integers[:, :k]
+
+
+def _rows(encoded: Encoded) -> NDArray[np.float32]:
+    if encoded.scale.ndim == 0:
+        return np.broadcast_to(encoded.scale, (encoded.shape[0], 1))
+    return encoded.scale
+
+
+def _group_size(encoded: Encoded, k: int) -> int:
+    return (
+        k
+        if encoded.scale.ndim == 0 or encoded.scale.shape[-1] == 1
+        else (encoded.codes.shape[-1] // encoded.scale.shape[-1])
+    )
