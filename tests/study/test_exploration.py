@@ -76,5 +76,5 @@ def test_an_illegal_sequence_shows_the_nest_and_the_rule(tmp_path):
 
 def test_ray_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ToolError, match="pip install ray"):
+    with pytest.raises(ToolError, match=r"pip install .bitwright\[ray\]"):
         explore(load_exploration(write(tmp_path, SMALL)), tmp_path, ray="auto")

@@ -308,11 +308,11 @@ def _on_ray(address: str) -> Runner:
         import ray  # type: ignore[import-not-found]
     except ImportError:
         raise ToolError(
-            "Ray is not installed. Install it (`pip install ray`), or explore in local processes."
+            "Ray is not installed. Install it (`pip install 'bitwright[ray]'`), or explore in local processes."
         ) from None
 
     def run(jobs: list[tuple[TensorEngine, str, str]]) -> Iterator[tuple[int, Any]]:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="WARNING")
         remote = ray.remote(_gates_of)
         waiting = {remote.remote(job): index for index, job in enumerate(jobs)}
         while waiting:
