@@ -98,7 +98,12 @@ def save(figure: go.Figure, name: str) -> Path:
         source.write_text(page)
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,660",
                  "--virtual-time-budget=6000", f"--user-data-dir={folder}/profile"]  # fmt: skip
-        subprocess.run([browser, *flags, f"--screenshot={folder}/out.png", source.as_uri()], check=True, timeout=120)
+        subprocess.run(
+            [browser, *flags, f"--screenshot={folder}/out.png", source.as_uri()],
+            check=True,
+            timeout=120,
+            capture_output=True,
+        )
         shutil.copyfile(f"{folder}/out.png", target)
     return target
 
