@@ -43,7 +43,11 @@ Transform = Annotated[
     ),
 ]
 EncodingName = Annotated[str, typer.Option("--encoding", "-e", help="Digits of A: mbe, ent, csd, twos-complement, ...")]
-Multiplier = Annotated[str, typer.Option(help="booth, or tool: a product left to the synthesis tool.")]
+Multiplier = Annotated[
+    str,
+    typer.Option(help="booth; tool: a product left to the synthesis tool; or a product of number-format codes, as "
+                 "fp8_e4m3, int8*uint4, int8*shift3, ovp4, lmul_e4m3."),
+]  # fmt: skip
 ABits = Annotated[int, typer.Option(help="Width of A, the operand that is encoded.")]
 BBits = Annotated[int, typer.Option(help="Width of B.")]
 AccumulatorBits = Annotated[int, typer.Option(help="Width of the result.")]
@@ -58,8 +62,10 @@ def _engine(
     """The engine that the options describe; what they leave open has the default shape, no side above `most`."""
     from bitwright.study.file import engine_shape
 
-    if multiplier == "tool" and encoding != "mbe":
-        raise InputError(f"--multiplier tool has no digits, so encoding {encoding!r} changes nothing: leave one out.")
+    if multiplier != "booth" and encoding != "mbe":
+        raise InputError(
+            f"--multiplier {multiplier} has no digits, so encoding {encoding!r} changes nothing: leave one out."
+        )
     shape = engine_shape(dataflow, None, None)
     return TensorEngine(
         min(shape[0], most) if rows is None else rows, columns, tuple(transform), dataflow,

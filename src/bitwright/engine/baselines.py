@@ -19,7 +19,7 @@ REDUCED_IN_SPACE = ("ws", "cube", "tree")
 
 def gemm(
     dataflow: str, rows: int, columns: int, depth: int = 1, a_bits: int = 8, b_bits: int = 8,
-    accumulator_bits: int = 32, encoding: str | None = "mbe",
+    accumulator_bits: int = 32, encoding: str | None = "mbe", product: str | None = None,
 ) -> Nest:  # fmt: skip
     """C (m, n) = A (m, k) @ B (k, n) on `rows` (M) x `columns` (N) x `depth` (K) multiply-accumulates.
 
@@ -27,7 +27,7 @@ def gemm(
     ws: `depth` rows of stationary B, the running sums travel along K; M streams (rows 1).
     cube: a chain along K per (m, n), then an accumulator. tree: an adder tree along K per column n (rows 1).
     With an encoding the multiplier is digit rows, a carry-save tree and an adder; with None it is one opaque product
-    that the synthesis tool may merge with the accumulation.
+    that the synthesis tool may merge with the accumulation, of integers or (`product`) of number-format codes.
     Raises InputError for a depth or rows that the dataflow does not have, or a width the encoding cannot split.
     """
     if dataflow not in DATAFLOWS:
@@ -36,7 +36,7 @@ def gemm(
         raise InputError(f"Dataflow {dataflow!r} has no spatial K: its depth is 1, not {depth}.")
     if dataflow in ("ws", "tree") and rows != 1:
         raise InputError(f"Dataflow {dataflow!r} works on one row of A at a time: rows is 1, not {rows}.")
-    values, product, radix = _product(a_bits, b_bits, encoding)
+    values, multiply, radix = _product(a_bits, b_bits, encoding)
     values += (Value("acc", accumulator_bits, state=True),)
     clear = Step(Operation.CLEAR, (), ("acc",))
     accumulate = Step(Operation.ACCUMULATE, ("acc", "p"), ("acc",))
@@ -46,15 +46,15 @@ def gemm(
         chain = Step(Operation.ACCUMULATE, ("t", "p"), ("t",))
         total = Step(Operation.ACCUMULATE, ("acc", "t"), ("acc",))
         element: tuple[Statement, ...] = (
-            Step(Operation.CLEAR, (), ("t",)), _around(across, (*product, chain)), total,
+            Step(Operation.CLEAR, (), ("t",)), _around(across, (*multiply, chain)), total,
         )  # fmt: skip
     elif dataflow == "tree":
         values = tuple(value if value.state else replace(value, per=("kp", *value.per)) for value in values)
         values += (Value("t", accumulator_bits),)
         total = Step(Operation.ACCUMULATE, ("acc", "t"), ("acc",))
-        element = (_around(across, product), Step(Operation.ADD, ("p",), ("t",)), total)
+        element = (_around(across, multiply), Step(Operation.ADD, ("p",), ("t",)), total)
     else:
-        element = (*product, accumulate)
+        element = (*multiply, accumulate)
     body: Statement = Loop("np", "N", columns, True, element)
     outer_m, outer_n = Loop("mt", "M", None, False, (), rows), Loop("nt", "N", None, False, (), columns)
     outer_k = Loop("kt", "K", None, False, (), depth)
@@ -65,7 +65,7 @@ def gemm(
         if dataflow != "tree":
             body = Loop("mp", "M", rows, True, (body,))
         nest_body = (_around(outer_m, (_around(outer_n, (clear, _around(outer_k, (body,)))),)),)
-    return fit_widths(Nest("multiply-accumulate", dataflow, values, nest_body, "acc", encoding, radix))
+    return fit_widths(Nest("multiply-accumulate", dataflow, values, nest_body, "acc", encoding, radix, product))
 
 
 def _around(loop: Loop, body: tuple[Statement, ...]) -> Loop:

@@ -26,6 +26,7 @@ from bitwright.core import cache
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.quantity import Evidence
 from bitwright.engine.evaluate import Integers
+from bitwright.engine.format_products import OperandKind, nearest_words, product_unit
 from bitwright.engine.gate_simulation import simulate
 from bitwright.engine.liberty import Library
 from bitwright.engine.mapping import serial_figures
@@ -146,12 +147,18 @@ def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0
     m = engine.rows if engine.dataflow not in ("ws", "tree") else 16
     k = max(_SAMPLE_K, 8 * engine.step) if engine.dataflow != "ws" else engine.depth
 
-    def draw(shape: tuple[int, int], bits: int) -> Integers:
+    def draw(shape: tuple[int, int], bits: int, kind: OperandKind | None) -> Integers:
+        if kind:
+            return nearest_words(kind, rng.normal(0, kind.integers.max() / 4.9, shape))
         top_value = (1 << (bits - 1)) - 1
         values = np.rint(rng.normal(0, top_value / 4.9, shape))
         return np.clip(values, -top_value - 1, top_value).astype(np.int64)
 
-    return [(draw((m, k), engine.a_bits), draw((k, engine.columns), engine.b_bits)) for _ in range(streams)]
+    unit = product_unit(engine.nest.product) if engine.nest.product else None
+    a_kind, b_kind = (unit.a, unit.b) if unit else (None, None)
+    return [
+        (draw((m, k), engine.a_bits, a_kind), draw((k, engine.columns), engine.b_bits, b_kind)) for _ in range(streams)
+    ]
 
 
 @dataclass(frozen=True)

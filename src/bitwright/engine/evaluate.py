@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
+from bitwright.engine.format_products import product_unit
 from bitwright.engine.legality import check_depth
 from bitwright.engine.nest import (
     Loop,
@@ -75,7 +76,8 @@ def _primitives(nest: Nest) -> Mapping[Operation, Primitive]:
 
     def product(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
         bias = 0 if out[0].signed else 1 << (out[0].bits - 1)
-        return [wrapped(words[0] * words[1] + np.int64(bias), out[0])]
+        found = product_unit(nest.product).values(*words) if nest.product else words[0] * words[1]
+        return [wrapped(found + np.int64(bias), out[0])]
 
     def multiple(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
         if len(out) == 1:

@@ -89,6 +89,11 @@ def formal_equivalence(engine: TensorEngine, whole: bool = False, timeout_s: flo
 def check_provable(engine: TensorEngine, whole: bool = False) -> None:
     """Raise InputError for engines and statements that `formal_equivalence` does not take, before any work is done."""
     check_hardware(engine)
+    if engine.nest.product:
+        raise InputError(
+            f"Proofs cover products of integers, not {engine.nest.product!r}, whose table holds every pair of words: "
+            "verify it instead."
+        )
     if engine.serial:
         raise InputError(
             f"{engine.nest.name}: proofs cover elements that work on all digits at once; verify it instead."

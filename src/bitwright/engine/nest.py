@@ -89,8 +89,9 @@ class Nest:
     """C[m, n] = sum over k of A[m, k] * B[k, n] as a nest over `values`, among them the operands `a` and `b`.
 
     `dataflow` is how operands and results move (os, ws, cube, tree, matrix2d); `encoding` is the digit encoding of `a`
-    (None when no bit weight is visible) and `radix` its radix; `result` names the value that holds C. Raises InputError
-    for undeclared names; the rules a nest must follow are those of `engine.legality.check`.
+    (None when no bit weight is visible) and `radix` its radix; `product` names what MULTIPLY computes when the operands
+    are codes of other number formats (`engine.format_products`), None for integers; `result` names the value that holds
+    C. Raises InputError for undeclared names; the rules a nest must follow are those of `engine.legality.check`.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Nest:
     result: str
     encoding: str | None = None
     radix: int = 2
+    product: str | None = None
     words: Mapping[str, Value] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -12,11 +12,12 @@
       s, c = half_reduce(m[*], s, c)
     r = add(s, c)
 
-The head line gives the name, the dataflow, and the encoding of `a` with its radix (nothing for an opaque multiplier).
-A word is `intN` or `uintN`; `[..]` names the loops that replicate it. `for` is temporal, `par` spatial; `in K step 4`
-runs over all of a dimension, `in 4` over that many positions, `in 4 step 8` over positions 8 apart, `in sparse(d) of 4`
-over those of 4 positions whose digit `d` is not zero. A loop's dimension is the letter its index starts with (bw: the
-bit weight). `[*]` and `[bw]` after a name in a step are for the reader; `#` starts a comment.
+The head line gives the name, the dataflow, and the encoding of `a`, or the product of number-format codes that
+`multiply` stands for (nothing for an opaque integer multiplier). A word is `intN` or `uintN`; `[..]` names the loops
+that replicate it. `for` is temporal, `par` spatial; `in K step 4` runs over all of a dimension, `in 4` over that many
+positions, `in 4 step 8` over positions 8 apart, `in sparse(d) of 4` over those of 4 positions whose digit `d` is not
+zero. A loop's dimension is the letter its index starts with (bw: the bit weight). `[*]` and `[bw]` after a name in a
+step are for the reader; `#` starts a comment.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from collections.abc import Iterator, Sequence
 
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
+from bitwright.engine.format_products import is_product
 from bitwright.engine.nest import DATAFLOWS, Loop, Nest, Operation, Statement, Step, Value
 
 _NAME = r"[A-Za-z_]\w*"
-_HEAD = re.compile(r"nest ([\w.+-]+) \((\w+)(?:, ([\w-]+))?\)")
+_HEAD = re.compile(r"nest ([\w.+-]+) \((\w+)(?:, ([\w*-]+))?\)")
 _DECLARATION = re.compile(rf"(operand|value|state) ({_NAME})(?:\[([\w, ]+)\])?: (u?)int(\d+)")
 _LOOP = re.compile(
     rf"(for|par) ({_NAME}) in (?:(?P<all>[MNK])|(?P<extent>\d+)|sparse\((?P<sparse>{_NAME})\) of (?P<of>\d+))"
@@ -41,7 +43,7 @@ _DIMENSIONS = {"m": "M", "n": "N", "k": "K", "b": "BW", "l": "K"}
 
 def print_nest(nest: Nest) -> str:
     """The nest as text, one line per declaration, loop and primitive."""
-    head = ", ".join([nest.dataflow, *([nest.encoding] if nest.encoding else [])])
+    head = ", ".join([nest.dataflow, *filter(None, (nest.encoding, nest.product))])
     lines = [f"nest {nest.name} ({head})"]
     for value in nest.values:
         kind = "state" if value.state else "operand" if value.name in ("a", "b") else "value"
@@ -87,7 +89,8 @@ def parse_nest(text: str) -> Nest:
     head = _HEAD.fullmatch(lines[0][1].strip())
     if not head or head[2] not in DATAFLOWS:
         raise _error(lines[0], f"`nest NAME (DATAFLOW, ENCODING)` with a dataflow of {', '.join(DATAFLOWS)}")
-    encoding = head[3]
+    product = head[3] if head[3] and is_product(head[3]) else None
+    encoding = None if product else head[3]
     radix = int(encodings.get(encoding).radix) if encoding else 2
     values: list[Value] = []
     result = ""
@@ -115,7 +118,7 @@ def parse_nest(text: str) -> Nest:
     names = {value.name for value in values}
     if not {"a", "b", result} <= names:
         raise InputError(f"Nest {head[1]!r} must declare the operands a and b and its result {result!r}.")
-    return Nest(head[1], head[2], tuple(values), body, result, encoding, radix)
+    return Nest(head[1], head[2], tuple(values), body, result, encoding, radix, product)
 
 
 def _block(lines: Sequence[tuple[int, str]], at: int, depth: int) -> tuple[tuple[Statement, ...], int]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bitwright.arithmetic import encodings
 from bitwright.engine.evaluate import Integers, run, wrap
+from bitwright.engine.format_products import product_unit
 from bitwright.engine.rtl import reset_cycles, top
 from bitwright.engine.rtl.arithmetic import label
 from bitwright.engine.rtl.elements import operands, positions
@@ -195,7 +196,9 @@ def _weight_stationary(record: _Recorder, products: Sequence[Product]) -> tuple[
             before = np.zeros((a.shape[0], columns), np.int64)
             for index, block in product(range(engine.passes), range(0, left.shape[1], engine.step)):
                 tile = right[block : block + engine.step, side : side + columns]
-                after = wrap(before + weighted[index][:, block : block + engine.step] @ tile, engine.accumulator_bits)
+                part = weighted[index][:, block : block + engine.step]
+                added = product_unit(engine.nest.product).matmul(part, tile) if engine.nest.product else part @ tile
+                after = wrap(before + added, engine.accumulator_bits)
                 for link, column, (port, offset) in product(range(depth), range(columns), ports):
                     record.drive("load", load + link, 1)
                     word = tile[offset + (depth - 1 - link) * stride, column]

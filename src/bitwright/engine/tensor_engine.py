@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.core.workload import Gemm
 from bitwright.engine.baselines import gemm
+from bitwright.engine.format_products import product_unit
 from bitwright.engine.legality import stages
 from bitwright.engine.nest import (
     DATAFLOWS,
@@ -55,7 +56,8 @@ class TensorEngine:
 
     `dataflow`: os, ws, cube, tree, matrix2d (see `engine.baselines.gemm`; ws and tree have one row, os and matrix2d a
     depth of 1). `transformations`: steps or named sequences of `engine.transformations` (opt1, sign_free, ...).
-    `multiplier` is "booth" (digits of `encoding`) or "tool" (an opaque product). Widths in bits. Raises InputError for
+    `multiplier` is "booth" (digits of `encoding`), "tool" (an opaque product) or a product of number-format codes
+    (`engine.format_products`), which decides the operand widths itself. Widths in bits. Raises InputError for
     values outside the stated ranges.
     """
 
@@ -73,8 +75,12 @@ class TensorEngine:
     def __post_init__(self) -> None:
         if self.dataflow not in DATAFLOWS:
             raise UnknownNameError("dataflow", self.dataflow, DATAFLOWS)
+        least = self.a_bits + self.b_bits
         if self.multiplier not in ("booth", "tool"):
-            raise UnknownNameError("multiplier", self.multiplier, ("booth", "tool"))
+            unit = product_unit(self.multiplier)
+            object.__setattr__(self, "a_bits", unit.a_bits)
+            object.__setattr__(self, "b_bits", unit.b_bits)
+            least = unit.product_bits
         for what, value, low, high in (
             ("rows", self.rows, 1, 1024), ("columns", self.columns, 1, 1024), ("depth", self.depth, 1, 1024),
             ("a_bits", self.a_bits, 2, 16), ("b_bits", self.b_bits, 2, 16),
@@ -82,10 +88,10 @@ class TensorEngine:
         ):  # fmt: skip
             if not low <= value <= high:
                 raise InputError(f"Tensor engine: {what} is {value}; expected {low} to {high}.")
-        if self.accumulator_bits < self.a_bits + self.b_bits:
+        if self.accumulator_bits < least:
             raise InputError(
                 f"Tensor engine: {self.accumulator_bits} accumulator bits cannot hold one product of "
-                f"{self.a_bits} x {self.b_bits} bits; give at least {self.a_bits + self.b_bits}."
+                f"{self.a_bits} x {self.b_bits} bits; give at least {least}."
             )
 
     @cached_property
@@ -94,6 +100,7 @@ class TensorEngine:
         baseline = gemm(
             self.dataflow, self.rows, self.columns, self.depth, self.a_bits, self.b_bits, self.accumulator_bits,
             self.encoding if self.multiplier == "booth" else None,
+            self.multiplier if self.multiplier not in ("booth", "tool") else None,
         )  # fmt: skip
         return apply(baseline, *self.transformations)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
+from bitwright.engine.format_products import product_unit
 from bitwright.engine.nest import Loop, Nest, Operation, Step, Value, placed_steps
 
 
@@ -147,6 +148,9 @@ def _result(nest: Nest, step: Step, inputs: Sequence[Range], digits: tuple[int, 
     if step.operation in (Operation.MAP, Operation.MULTIPLY):
         x, y = inputs
         low, high = _products((x.low, x.high), (y.low, y.high))
+        if nest.product:
+            table = product_unit(nest.product).table
+            low, high = int(table.min()), int(table.max())
         if nest.words[step.outputs[0]].signed:
             return Range(low, high, low, high, 1)
         apart = len(step.outputs) > 1

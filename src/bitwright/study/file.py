@@ -96,7 +96,7 @@ class EngineSection(_Section):
     depth: Whole | None = Field(None, ge=1, le=256)
     transformations: tuple[str, ...] = ()
     encoding: str = "mbe"
-    multiplier: Literal["booth", "tool"] = "booth"
+    multiplier: Literal["booth", "tool"] = "booth"  # a study runs INT8 models; other formats are in format tables
     operand_bits: Whole = Field(8, ge=8, le=16)
     a_bits: Whole | None = Field(None, ge=8, le=16)
     b_bits: Whole | None = Field(None, ge=8, le=16)

@@ -19,6 +19,7 @@ from bitwright.engine.encoder_hardware import (
     select_issued_multiple,
     select_multiple,
 )
+from bitwright.engine.format_products import product_unit
 from bitwright.engine.nest import Nest, Operation, Primitive, Statement, Value, Words, reduce_to_two, walk
 
 
@@ -139,6 +140,8 @@ class Arithmetic:
         return [word, self._word(out[1].name, unsigned(1), made.increment)]
 
     def _multiply(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
+        if self.nest.product:
+            return [self._output(out[0], product_unit(self.nest.product).circuit(self.module, *words))]
         return [self._output(out[0], words[0] * words[1])]
 
     def _shift(self, words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Any]:
