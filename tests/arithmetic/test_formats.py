@@ -19,7 +19,8 @@ PEERS = {
 }  # fmt: skip
 NAMES = (
     "int2/row", "int3/16", "int4/32", "int4/32,fp16", "int8/row", "int8/tensor", "uint4/32", "uint3/row",
-    "uint8/tensor", "fp8_e4m3/none", "fp8_e4m3/row", "fp8_e5m2/tensor", "fp6_e2m3/32", "fp6_e3m2/row", "fp4_e2m1/16",
+    "uint8/tensor", "bipolar1/row", "bipolar2/16", "bipolar4/row", "bipolar8/tensor", "ovp4/row", "ovp8/tensor",
+    "fp8_e4m3/none", "fp8_e4m3/row", "fp8_e5m2/tensor", "fp6_e2m3/32", "fp6_e3m2/row", "fp4_e2m1/16",
     "mxfp8_e4m3",
     "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxfp4_16", "mxint8", "bfp12_32", "bfp14_64", "bfp16_64",
 )  # fmt: skip
@@ -177,7 +178,7 @@ def test_rounding_goes_to_a_nearest_value(name, x):
         per = encoded.codes.shape[-1] // scale.shape[-2] if encoded.scale.ndim else encoded.codes.shape[-1]
         each = np.repeat(scale[..., 0], per, axis=-1)[..., : x.shape[-1]]
         nearest = np.abs(values[None, None] * each[..., None].astype(np.float64) - x[..., None]).min(-1)
-        slack = 1e-6 * np.abs(x) + 1e-45
+        slack = 1e-6 * (np.abs(x) + each) + 1e-45
         assert (np.abs(decoded - x) <= nearest + slack).all()
 
 
@@ -232,6 +233,25 @@ def test_codes_that_are_never_made_are_refused():
         form.unpack(np.array([0x7F], np.uint8), (1,))
     with pytest.raises(InputError, match="NaN"):
         formats.parse("mxfp4").unpack(np.array([0] * 16 + [255], np.uint8), (32,))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_bipolar_integers(bits):
+    """All odd integers, and signed v as 2 v + 1 by flipping the top bit of its two's complement pattern."""
+    form = formats.parse(f"bipolar{bits}/row")
+    codes = np.arange(1 << bits, dtype=np.uint8)
+    plus_or_minus = 2 * ((codes[:, None] >> np.arange(bits)) & 1).astype(int) - 1
+    assert np.array_equal(form.integers(codes), (plus_or_minus << np.arange(bits)).sum(axis=1))
+    v = np.arange(-(1 << (bits - 1)), 1 << (bits - 1))
+    flipped = (v & ((1 << bits) - 1)) ^ (1 << (bits - 1))
+    assert np.array_equal(form.integers(flipped), 2 * v + 1)
+
+
+def test_bipolar_scales_are_searched():
+    x = np.random.default_rng(0).normal(size=(4, 512)).astype(np.float32)
+    for bits, gauss in ((1, 0.3634), (2, 0.1188)):  # optimal uniform quantisers of normal data (Max, 1960)
+        found = formats.error_statistics(formats.parse(f"bipolar{bits}/row"), x).relative_mse
+        assert found == pytest.approx(gauss, rel=0.06)
 
 
 def test_error_statistics():

@@ -106,6 +106,14 @@ def nearest_words(kind: OperandKind, values: ArrayLike) -> Integers:
     return words_of(kind, order[closer])
 
 
+def product_name(a: str | None, b: str | None) -> str | None:
+    """The unit that multiplies codes of two formats, by their `operand`; None when there is none."""
+    if a is None or b is None:
+        return None
+    name = a if a == b else f"{b}*{a}" if a == "uint4" else f"{a}*{b}"
+    return name if is_product(name) else None
+
+
 def is_product(name: str) -> bool:
     """Whether `product_unit` knows the name."""
     return (all(part in _kinds() for part in name.split("*")) and name.count("*") < 2) or name == "lmul_e4m3"
@@ -147,7 +155,7 @@ def _signed_readings(bits: int) -> Integers:
 @cache
 def _kinds() -> dict[str, OperandKind]:
     kinds = {f"int{bits}": OperandKind(f"int{bits}", bits, 0, _signed_readings(bits), _split_integer)
-             for bits in range(2, 9)}  # fmt: skip
+             for bits in range(2, 10)}  # fmt: skip
     kinds["uint4"] = OperandKind("uint4", 4, 0, np.arange(16), _split_unsigned)
     kinds["mask"] = OperandKind("mask", 2, 0, np.arange(4) & 1, _split_mask)
     codes = np.arange(32)

@@ -13,8 +13,9 @@ from bitwright.arithmetic.formats.base import (
     fake_quantise,
     matmul,
 )
-from bitwright.arithmetic.formats.elements import FLOATS, IntegerElement
+from bitwright.arithmetic.formats.elements import FLOATS, BipolarElement, IntegerElement
 from bitwright.arithmetic.formats.integer import AsymmetricInteger
+from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs
 from bitwright.arithmetic.formats.scaled import Scaled
 from bitwright.arithmetic.formats.shared_exponent import MICROSCALING, block_floating_point, microscaling
 from bitwright.core.errors import InputError
@@ -36,6 +37,9 @@ FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
     rf"int(\d+){_SCALE}(,fp16)?": lambda found: Scaled(
         IntegerElement(int(found[1])), granularity(found[2]), 16 if found[3] else 32
     ),
+    rf"bipolar(\d+){_SCALE}(,fp16)?": lambda found: Scaled(
+        BipolarElement(int(found[1])), granularity(found[2]), 16 if found[3] else 32
+    ),
     rf"uint(\d+){_SCALE}(,fp16)?": lambda found: AsymmetricInteger(
         int(found[1]), granularity(found[2]), 16 if found[3] else 32
     ),
@@ -45,12 +49,14 @@ FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
     rf"({'|'.join(MICROSCALING)})(?:_(\d+))?": lambda found: microscaling(
         found[1], int(found[2]) if found[2] else None
     ),
+    rf"ovp([48]){_SCALE}": lambda found: OutlierVictimPairs(int(found[1]), granularity(found[2])),
     r"bfp(\d+)_(\d+)": lambda found: block_floating_point(int(found[1]), int(found[2])),
 }
 GRAMMAR = (
     "int4/32 (2 to 8 bits, a scale per 32 values; or /row, /tensor; ,fp16 for half-precision scales), uint4/128 (with "
-    f"zero points), {', '.join(FLOATS)} (scales as above, or /none), {', '.join(MICROSCALING)} (blocks of 32, or as in "
-    "mxfp4_16), bfp12_32 (4-bit integers and an 8-bit exponent per 32)"
+    "zero points), bipolar4/row (1 to 8 bits, odd integers), "
+    f"{', '.join(FLOATS)} (scales as above, or /none), {', '.join(MICROSCALING)} (blocks of 32, or as in mxfp4_16), "
+    "bfp12_32 (4-bit integers and an 8-bit exponent per 32), ovp4 and ovp8 (outlier-victim pairs, scales as above)"
 )
 
 

@@ -51,8 +51,8 @@ class NumberFormat(Protocol):
         """Bits of one code, scales aside."""
 
     @property
-    def multiplier(self) -> str | None:
-        """Name of the hardware product of two such codes (`engine.format_products`), None when there is none yet."""
+    def operand(self) -> str | None:
+        """What a code is to a hardware product (`engine.format_products.OperandKind`), None when there is none yet."""
 
     def bits_per_element(self, shape: tuple[int, ...]) -> float:
         """Stored bits of a tensor of that shape over its elements: codes, padding, scales and zero points."""

@@ -49,6 +49,20 @@ class IntegerElement:
         """Value of every byte, (256,); bytes that are no codes have one too."""
         return np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int64)
 
+    @property
+    def operand(self) -> str | None:
+        """Its name as an operand of hardware products."""
+        return self.name
+
+    def scales(self, rows: Floats) -> Floats:
+        """What maps the largest magnitude of every row (groups, size) to the largest value, (groups,)."""
+        return magnitudes(rows) / np.float32(self.largest)
+
+    def bytes_of(self, codes: NDArray[np.uint16]) -> Bytes:
+        """Stored codes of `bits` bits as sign-extended bytes."""
+        half = 1 << (self.bits - 1)
+        return np.asarray((codes ^ half) - half).astype(np.uint8)
+
     def encode(self, grouped: Floats, scale: Floats) -> Bytes:
         """Bytes (groups, size) of grouped / scale[:, None]."""
         codes = np.empty(grouped.size, np.uint8)
@@ -93,6 +107,19 @@ class FloatElement:
         value = significand << np.maximum(exponent - 1, 0)
         return np.asarray(np.where(codes >> (self.bits - 1), -value, value), np.int64)
 
+    @property
+    def operand(self) -> str | None:
+        """Its name as an operand of hardware products; products of E5M2 do not fit 64 bits."""
+        return None if self.name == "fp8_e5m2" else self.name
+
+    def scales(self, rows: Floats) -> Floats:
+        """What maps the largest magnitude of every row (groups, size) to the largest value, (groups,)."""
+        return magnitudes(rows) / np.float32(self.largest)
+
+    def bytes_of(self, codes: NDArray[np.uint16]) -> Bytes:
+        """Stored codes as bytes."""
+        return codes.astype(np.uint8)
+
     def encode(self, grouped: Floats, scale: Floats) -> Bytes:
         """Bytes (groups, size) of grouped / scale[:, None]."""
         codes = np.empty(grouped.size, np.uint8)
@@ -103,7 +130,68 @@ class FloatElement:
         return codes.reshape(grouped.shape)
 
 
-Element = IntegerElement | FloatElement
+@dataclass(frozen=True)
+class BipolarElement:
+    """Bits read as +-1: the odd integers from -(2^bits - 1) to 2^bits - 1, code c standing for 2 c - (2^bits - 1).
+
+    No zero, and every bit plane alike. Source: arXiv 2409.17870, bipolar-INT.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise InputError(f"Bipolar integers have 1 to 8 bits, not {self.bits}.")
+
+    @property
+    def name(self) -> str:
+        """For example bipolar4."""
+        return f"bipolar{self.bits}"
+
+    @property
+    def operand(self) -> str | None:
+        """Odd integers of one bit more, which do have a zero for idle cycles."""
+        return f"int{self.bits + 1}"
+
+    @property
+    def largest(self) -> float:
+        """Largest value."""
+        return float((1 << self.bits) - 1)
+
+    unit = 1.0
+
+    @cached_property
+    def integers(self) -> NDArray[np.int64]:
+        """Value of every code, (256,); bytes that are no codes have one too."""
+        return 2 * np.arange(256, dtype=np.int64) - ((1 << self.bits) - 1)
+
+    def scales(self, rows: Floats) -> Floats:
+        """The scale of least squared error for each row (groups, size): the mean magnitude of one bit, else the best of
+        33 from a fifth of what maps the largest magnitude to the largest value up to that."""
+        if self.bits == 1:
+            return np.asarray(np.abs(rows).mean(axis=1, dtype=np.float64), np.float32)
+        most = magnitudes(rows) / np.float32(self.largest)
+        best, found = np.full(len(rows), np.inf), most.copy()
+        for share in np.linspace(0.2, 1.0, 33, dtype=np.float32):
+            scale = np.where(most > 0, most * share, np.float32(1)).astype(np.float32)
+            values = self.integers[self.encode(rows, scale)] * scale[:, None]
+            error = np.square(values - rows, dtype=np.float64).sum(axis=1)
+            better = error < best
+            best[better], found[better] = error[better], (most * share)[better]
+        return found
+
+    def bytes_of(self, codes: NDArray[np.uint16]) -> Bytes:
+        """Stored codes as bytes."""
+        return codes.astype(np.uint8)
+
+    def encode(self, grouped: Floats, scale: Floats) -> Bytes:
+        """Bytes (groups, size) of the nearest odd integers to grouped / scale[:, None], ties to the even code."""
+        top = np.float32(self.largest)
+        codes: Bytes = np.clip(np.rint((grouped / scale[:, None] + top) / 2), 0, top).astype(np.uint8)
+        return codes
+
+
+Element = IntegerElement | FloatElement | BipolarElement
 FLOATS = {
     element.name: element
     for element in (

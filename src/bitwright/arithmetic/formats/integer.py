@@ -23,7 +23,6 @@ class AsymmetricInteger:
     bits: int = 8
     granularity: Granularity = "row"
     scale_bits: int = 32
-    multiplier: str | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -37,6 +36,11 @@ class AsymmetricInteger:
     def name(self) -> str:
         """For example "uint4/128"."""
         return f"uint{self.bits}/{self.granularity}" + (",fp16" if self.scale_bits == 16 else "")
+
+    @property
+    def operand(self) -> str | None:
+        """Codes of 4 bits are multiplied as they are; zero points come off after the sums."""
+        return "uint4" if self.bits == 4 else None
 
     @property
     def code_bits(self) -> int:

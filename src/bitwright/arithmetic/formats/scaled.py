@@ -7,7 +7,7 @@ element's largest value; "none" keeps 1, as networks trained in a format do. Sca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,18 +26,20 @@ class Scaled:
     element: Element
     granularity: Granularity = "row"
     scale_bits: int = 32
-    multiplier: str | None = field(init=False)
 
     def __post_init__(self) -> None:
         if self.scale_bits not in (16, 32):
             raise InputError(f"Scales are stored in 16 or 32 bits, not {self.scale_bits}.")
-        integer = isinstance(self.element, elements.IntegerElement)
-        object.__setattr__(self, "multiplier", "booth" if integer else self.element.name)
 
     @property
     def name(self) -> str:
         """For example "int4/32"."""
         return f"{self.element.name}/{self.granularity}" + (",fp16" if self.scale_bits == 16 else "")
+
+    @property
+    def operand(self) -> str | None:
+        """The element's."""
+        return self.element.operand
 
     @property
     def code_bits(self) -> int:
@@ -59,7 +61,7 @@ class Scaled:
             scale = np.ones(1, np.float32)
         else:
             kept = np.float16 if self.scale_bits == 16 else np.float32
-            scale = elements.magnitudes(rows) / np.float32(self.element.largest)
+            scale = self.element.scales(rows)
             tiny = np.float32(max(np.finfo(kept).tiny, np.finfo(np.float32).tiny / self.element.unit))
             with np.errstate(over="ignore"):
                 scale = np.where(scale == 0, np.float32(1), np.maximum(scale, tiny)).astype(kept).astype(np.float32)
@@ -97,10 +99,8 @@ class Scaled:
             raise InputError(
                 f"{self.name} {shape} is {code_bytes + scales * self.scale_bits // 8} bytes, not {packed.size}."
             )
-        codes = base.unpack_codes(packed[:code_bytes], self.code_bits, count)
-        if isinstance(self.element, elements.IntegerElement):
-            half = 1 << (self.code_bits - 1)
-            codes = np.asarray((codes ^ half) - half).astype(np.uint8)
+        stored = base.unpack_codes(packed[:code_bytes], self.code_bits, count)
+        codes = self.element.bytes_of(stored)
         elements.check_codes(self.element, codes, self.name)
         kept = np.float16 if self.scale_bits == 16 else np.float32
         scale = np.ones(1, np.float32)

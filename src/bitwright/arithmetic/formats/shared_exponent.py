@@ -10,7 +10,7 @@ bits: blocks below 2^-127 lose precision.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,15 @@ class SharedExponent:
     name: str
     element: Element
     block: int
-    multiplier: str | None = field(init=False)
 
     def __post_init__(self) -> None:
         if self.block < 1:
             raise InputError(f"A block has at least one element, not {self.block}.")
-        integer = isinstance(self.element, IntegerElement)
-        object.__setattr__(self, "multiplier", "booth" if integer else self.element.name)
+
+    @property
+    def operand(self) -> str | None:
+        """The element's."""
+        return self.element.operand
 
     @property
     def code_bits(self) -> int:
@@ -93,10 +95,8 @@ class SharedExponent:
         code_bytes = -(-blocks * self.block * self.code_bits // 8)
         if packed.size != code_bytes + blocks:
             raise InputError(f"{self.name} {shape} is {code_bytes + blocks} bytes, not {packed.size}.")
-        codes = base.unpack_codes(packed[:code_bytes], self.code_bits, blocks * self.block)
-        if isinstance(self.element, IntegerElement):
-            half = 1 << (self.code_bits - 1)
-            codes = np.asarray((codes ^ half) - half).astype(np.uint8)
+        stored = base.unpack_codes(packed[:code_bytes], self.code_bits, blocks * self.block)
+        codes = self.element.bytes_of(stored)
         elements.check_codes(self.element, codes, self.name)
         if (packed[code_bytes:] == 255).any():
             raise InputError(f"{self.name}: an exponent is NaN (255).")
