@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 namespace bitwright {
+void bind_bit_plane_matmul(nanobind::module_& m);
 void bind_digit_histogram(nanobind::module_& m);
 void bind_gate_simulation(nanobind::module_& m);
 void bind_number_formats(nanobind::module_& m);
@@ -10,6 +11,7 @@ void bind_timeline(nanobind::module_& m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Native kernels of Bitwright.";
+    bitwright::bind_bit_plane_matmul(m);
     bitwright::bind_digit_histogram(m);
     bitwright::bind_gate_simulation(m);
     bitwright::bind_number_formats(m);

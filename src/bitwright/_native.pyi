@@ -3,6 +3,19 @@
 import numpy as np
 from numpy.typing import NDArray
 
+def pack_planes(codes: NDArray[np.uint8], rows_first: bool, threads: int, out: NDArray[np.uint64]) -> None: ...
+def bit_plane_matmul(
+    weights: NDArray[np.uint64],
+    weight_rows_first: bool,
+    activations: NDArray[np.uint64],
+    activation_rows_first: bool,
+    k: int,
+    use_xor: bool,
+    path: str,
+    threads: int,
+    out: NDArray[np.int32],
+) -> None: ...
+def bit_plane_path() -> str: ...
 def digit_histogram(
     values: NDArray[np.int8], digit_counts: NDArray[np.uint8], histogram: NDArray[np.int64]
 ) -> None: ...
