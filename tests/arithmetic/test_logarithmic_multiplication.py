@@ -83,8 +83,10 @@ def test_both_forms():
     adder, formula = (lmul.multiply(x, y, "bf16", form) for form in ("adder", "algebraic"))
     t = (x - 1.0) + (y - 1.0) + lmul.correction(7)
     assert np.array_equal(adder[t <= 1], formula[t <= 1])
-    assert np.allclose((adder / formula)[t > 1], (2 * t / (1 + t))[t > 1], rtol=1e-12)
+    expected = np.where(t < 2, 2 * t, 4 * (t - 1)) / (1 + t)
+    assert np.allclose((adder / formula)[t > 1], expected[t > 1], rtol=1e-12)
     assert (t > 1).any()
+    assert (t >= 2).any()
     assert (adder / formula).max() > 1.25
 
 
