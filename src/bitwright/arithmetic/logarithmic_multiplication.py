@@ -7,9 +7,9 @@ x_m y_m by a constant 2^-l(m), l(m) = m for m <= 3 mantissa bits, 3 for m = 4, 4
     adder       what an integer adder makes of the encodings: code(x) + code(y) - (bias << m) + 2^(m - l). A carry out
                 of the mantissas goes to the exponent: with t = x_m + y_m + 2^-l >= 1 it yields 2 t 2^(x_e + y_e)
 
-Both agree for t <= 1 and differ by the factor 2 t / (1 + t) up to t = 2 (by 4 (t - 1) / (1 + t) in the corner beyond). The sign is the exclusive or. Zero and subnormal
-operands, and results below the smallest normal number, give zero; results above the largest number give it in FP8 and
-infinity elsewhere; NaN and infinity propagate (FP8 refuses them).
+Both agree for t <= 1 and differ by the factor 2 t / (1 + t) up to t = 2 (by 4 (t - 1) / (1 + t) in the corner beyond).
+The sign is the exclusive or. Zero and subnormal operands, and results below the smallest normal number, give zero;
+results above the largest number give it in FP8 and infinity elsewhere; NaN and infinity propagate (FP8 refuses them).
 
 Source: Luo, Sun, Addition is All You Need for Energy-efficient Language Models, arXiv 2410.00907, section 2 (formula)
 and its PTX simulation (adder); a Mitchell (1962) multiplier with another constant.
