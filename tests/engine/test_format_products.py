@@ -25,7 +25,17 @@ FLOATS = {
     "fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp6_e2m3": ml_dtypes.float6_e2m3fn, "fp6_e3m2": ml_dtypes.float6_e3m2fn,
     "fp4_e2m1": ml_dtypes.float4_e2m1fn,
 }  # fmt: skip
-UNITS = (*FLOATS, "int8*int4", "int8*uint4", "int8*shift3", "int8*mask", "ovp4", "lmul_e4m3", "fp8_e4m3*fp4_e2m1")
+UNITS = (
+    *FLOATS,
+    "int8*int4",
+    "int8*uint4",
+    "int8*shift3",
+    "int8*mask",
+    "int8*power5",
+    "ovp4",
+    "lmul_e4m3",
+    "fp8_e4m3*fp4_e2m1",
+)
 
 
 class Unit(Component):

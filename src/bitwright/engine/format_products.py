@@ -11,6 +11,7 @@ Units are named by their operands, `fp8_e4m3` for a kind times itself, `int8*shi
     fp8_e4m3, fp6_e2m3, fp6_e3m2, fp4_e2m1   OCP codes; the two codes of NaN of E4M3 read as 480 and must not occur
     ovp4             what the decoder of an outlier-victim pair emits (arXiv 2304.07493): 3 bits e, 4 bits m
     shift3           +-2^e, e of 3 bits, as a weight (arXiv 2306.06446); bits 4 and 3: 00 zero, 01 plus, 11 minus
+    power3 to power6 codes of the number formats shift3 to shift6: a sign and an exponent code, 0 for zero
     mask             0 or 1, for sums of selected values (arXiv 2306.06446)
     lmul_e4m3        not a product: addition of two E4M3 codes, read as a number again (arXiv 2410.00907, adder form)
 
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bitwright.arithmetic.formats.elements import FLOATS, FloatElement
+from bitwright.arithmetic.formats.elements import FLOATS, FloatElement, PowerOfTwoElement
 from bitwright.core.errors import UnknownNameError
 
 Integers = NDArray[np.int64]
@@ -161,6 +162,12 @@ def _kinds() -> dict[str, OperandKind]:
     codes = np.arange(32)
     sign = np.array([0, 1, 0, -1])[codes >> 3]  # 10 does not occur and reads as zero
     kinds["shift3"] = OperandKind("shift3", 5, 0, sign << (codes & 7), _split_power)
+    for bits in range(3, 7):
+        power = PowerOfTwoElement(bits)
+        lsb = int(np.log2(power.unit))
+        kinds[power.operand or ""] = OperandKind(
+            power.operand or "", bits, lsb, power.integers[: 1 << bits], _split_power_code(bits)
+        )  # fmt: skip
     codes = np.arange(128)
     kinds["ovp4"] = OperandKind("ovp4", 7, 0, _signed_readings(4)[codes & 15] << (codes >> 4), _split_pair)
     for name in ("fp8_e4m3", "fp6_e2m3", "fp6_e3m2", "fp4_e2m1"):
@@ -188,6 +195,18 @@ def _split_power(module: Any, word: Any) -> tuple[Any, Any]:
     from amaranth.hdl import Cat
 
     return Cat(word[3], word[4] & word[3]).as_signed(), word[:3]
+
+
+def _split_power_code(bits: int) -> Callable[[Any, Any], tuple[Any, Any]]:
+    def split(module: Any, word: Any) -> tuple[Any, Any]:
+        from amaranth.hdl import Cat, Mux, Signal, unsigned
+
+        code = word[: bits - 1]
+        shift = Signal(unsigned(bits - 1))
+        module.d.comb += shift.eq(Mux(code.any(), code - 1, 0))
+        return Cat(code.any(), word[bits - 1] & code.any()).as_signed(), shift
+
+    return split
 
 
 def _split_pair(module: Any, word: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from bitwright.arithmetic.formats.base import (
     fake_quantise,
     matmul,
 )
-from bitwright.arithmetic.formats.elements import FLOATS, BipolarElement, IntegerElement
+from bitwright.arithmetic.formats.elements import FLOATS, BipolarElement, IntegerElement, PowerOfTwoElement
 from bitwright.arithmetic.formats.integer import AsymmetricInteger
 from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs
 from bitwright.arithmetic.formats.scaled import Scaled
@@ -40,6 +40,9 @@ FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
     rf"bipolar(\d+){_SCALE}(,fp16)?": lambda found: Scaled(
         BipolarElement(int(found[1])), granularity(found[2]), 16 if found[3] else 32
     ),
+    rf"shift(\d+){_SCALE}(,fp16)?": lambda found: Scaled(
+        PowerOfTwoElement(int(found[1])), granularity(found[2]), 16 if found[3] else 32
+    ),
     rf"uint(\d+){_SCALE}(,fp16)?": lambda found: AsymmetricInteger(
         int(found[1]), granularity(found[2]), 16 if found[3] else 32
     ),
@@ -54,7 +57,7 @@ FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
 }
 GRAMMAR = (
     "int4/32 (2 to 8 bits, a scale per 32 values; or /row, /tensor; ,fp16 for half-precision scales), uint4/128 (with "
-    "zero points), bipolar4/row (1 to 8 bits, odd integers), "
+    "zero points), bipolar4/row (1 to 8 bits, odd integers), shift5/row (powers of two of 3 to 6 bits), "
     f"{', '.join(FLOATS)} (scales as above, or /none), {', '.join(MICROSCALING)} (blocks of 32, or as in mxfp4_16), "
     "bfp12_32 (4-bit integers and an 8-bit exponent per 32), ovp4 and ovp8 (outlier-victim pairs, scales as above)"
 )

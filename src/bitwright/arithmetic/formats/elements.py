@@ -191,7 +191,67 @@ class BipolarElement:
         return codes
 
 
-Element = IntegerElement | FloatElement | BipolarElement
+@dataclass(frozen=True)
+class PowerOfTwoElement:
+    """Zero and signed powers of two: a sign bit, and a code c of the exponent, 0 for zero, else 2^(c - 2^(bits-1) + 1).
+
+    Five bits hold 2^-14 to 1. The logarithm of a magnitude is rounded, ties to even; below the smallest power it is
+    that power, and zero stays zero. Source: arXiv 2306.06446, shift layers (b = 5).
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 3 <= self.bits <= 6:
+            raise InputError(f"Powers of two have 3 to 6 bits, not {self.bits}.")
+
+    @property
+    def name(self) -> str:
+        """For example shift5."""
+        return f"shift{self.bits}"
+
+    @property
+    def operand(self) -> str | None:
+        """Its name as an operand of hardware products."""
+        return f"power{self.bits}"
+
+    @property
+    def _lowest(self) -> int:
+        return 2 - (1 << (self.bits - 1))
+
+    largest = 1.0
+
+    @property
+    def unit(self) -> float:
+        """The smallest power."""
+        return float(2.0**self._lowest)
+
+    @cached_property
+    def integers(self) -> NDArray[np.int64]:
+        """Value of every code in units of the smallest power, (256,)."""
+        codes = np.arange(256) & ((1 << self.bits) - 1)
+        exponent = codes & ((1 << (self.bits - 1)) - 1)
+        value = np.where(exponent > 0, np.int64(1) << np.maximum(exponent - 1, 0), 0)
+        return np.asarray(np.where(codes >> (self.bits - 1), -value, value), np.int64)
+
+    def scales(self, rows: Floats) -> Floats:
+        """What maps the largest magnitude of every row (groups, size) to 1, (groups,)."""
+        return magnitudes(rows)
+
+    def bytes_of(self, codes: NDArray[np.uint16]) -> Bytes:
+        """Stored codes as bytes."""
+        return codes.astype(np.uint8)
+
+    def encode(self, grouped: Floats, scale: Floats) -> Bytes:
+        """Bytes (groups, size) of grouped / scale[:, None]."""
+        scaled = grouped / scale[:, None]
+        with np.errstate(divide="ignore"):
+            exponent = np.clip(np.rint(np.log2(np.abs(scaled))), self._lowest, 0)
+        code = np.where(scaled == 0, 0, exponent - self._lowest + 1).astype(np.uint8)
+        return np.asarray(code | np.where(scaled < 0, 1 << (self.bits - 1), 0).astype(np.uint8))
+
+
+Element = IntegerElement | FloatElement | BipolarElement | PowerOfTwoElement
 FLOATS = {
     element.name: element
     for element in (
