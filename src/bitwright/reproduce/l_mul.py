@@ -81,8 +81,8 @@ def _error_claims() -> list[Claim]:
 def _gate_claims() -> list[Claim]:
     found = []
     note = (
-        "zero, underflow and overflow are detected in L-Mul only; the reference's small multipliers came out larger, so "
-        "that ours gain less from L-Mul in FP8"
+        "zero, underflow and overflow are detected in L-Mul only; small multipliers of the reference came out larger, "
+        "so that ours gain less from L-Mul in FP8"
     )
     for library in LIBRARIES:
         for fmt, (_, _, area, period) in GATES.items():
