@@ -226,6 +226,9 @@ def test_a_nest_is_written_transformed_and_an_illegal_step_explained(
     assert done.stdout == ""
     assert done.stderr.startswith("error: Rule 2")
     assert parse_nest(done.stderr[done.stderr.index("nest ") :]).loop("bw").spatial is False
+    deep = ["engine", "transform", str(path), "-t", "opt2", "--sum-length"]
+    assert parse_nest(run(environment, *deep, "131068").stdout).words["acc_s"].bits == 26
+    assert_one_error(run(environment, *deep, "200000"), 2, "acc_s", "26", "131071")
     path.write_text(path.read_text().replace("encode", "encoed"))
     assert_one_error(run(environment, "engine", "transform", str(path)), 2, "encoed", "encode", "Line")
 

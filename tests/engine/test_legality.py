@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from bitwright.core.errors import InputError
+from bitwright.engine import evaluate
 from bitwright.engine.baselines import gemm
 from bitwright.engine.evaluate import run, wrap
 from bitwright.engine.legality import (
@@ -156,10 +159,65 @@ def test_a_state_narrower_than_the_result_limits_k():
     plain = gemm("os", 1, 1, accumulator_bits=16)
     assert run(plain, a, b) == 1024
     for sequence in ("opt2", "opt3", "opt4e"):
-        with pytest.raises(IllegalTransformation, match=r"Rule 6 .*K = 4 need 1.*not even one step of K is safe"):
-            run(apply(plain, sequence), a, b)
-    with pytest.raises(IllegalTransformation, match="split K: up to 4 is safe"):
+        nest = apply(plain, sequence)
+        with pytest.raises(IllegalTransformation, match=r"'acc_s' has 10 bits; sums over K = 4 need 12.*up to 1 is"):
+            run(nest, a, b)
+        assert run(nest, a[:, :1], b[:1]) == 256
+    with pytest.raises(IllegalTransformation, match="split K: up to 7 is safe"):
         run(apply(gemm("os", 1, 1, accumulator_bits=18), "opt2"), *(np.ones(shape, int) for shape in ((1, 8), (8, 1))))
+    with pytest.raises(IllegalTransformation, match="not even one step of K is safe"):
+        run(apply(gemm("os", 1, 1, accumulator_bits=15), "opt2"), a[:, :1], b[:1])
+
+
+def unchecked(nest, a, b):
+    """What the primitives give where `run` refuses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "check_depth", lambda nest, k: None)
+        return run(nest, a, b)
+
+
+@pytest.mark.parametrize("sequence", [("opt2",), ("opt3",), ("opt4c", "carry_in_negation"), ("opt4e", "sign_free")])
+def test_refused_depths_are_those_that_go_wrong_by_brute_force(sequence):
+    """4-bit operands in 8 bits: every pair of A against every pair of B; the check refuses K = 2 only, and rightly."""
+    nest = apply(gemm("os", 1, 1, a_bits=4, b_bits=4, accumulator_bits=8), *sequence)
+    assert largest_depth(nest, 64) == 1
+    values = np.arange(-8, 8)
+    np.testing.assert_array_equal(run(nest, values[:, None], values[None, :]), np.outer(values, values))
+    pairs = np.stack(np.meshgrid(values, values), -1).reshape(-1, 2)
+    wanted = wrap(pairs @ pairs.T, 8)
+    wrong = unchecked(nest, pairs, pairs.T) != wanted
+    assert wrong.any()
+    with pytest.raises(IllegalTransformation, match="Rule 6"):
+        run(nest, pairs, pairs.T)
+    plain = gemm("os", 1, 1, a_bits=4, b_bits=4, accumulator_bits=8)  # wraps like its result, so nothing is refused
+    np.testing.assert_array_equal(run(plain, pairs, pairs.T), wanted)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(["os", "cube", "tree", "matrix2d"]), st.sampled_from(["mbe", "ent", "csd"]),
+    st.sampled_from([("opt2",), ("opt2", "sign_free"), ("opt3",), ("opt4c",), ("opt4e", "carry_in_negation")]),
+    st.sampled_from([(4, 4), (4, 6), (6, 4)]), st.integers(0, 4),
+)  # fmt: skip
+def test_accepted_depths_are_exact_and_the_next_is_wrong_for_extreme_operands(dataflow, encoding, sequence, bits, more):
+    serial = sequence[0] in ("opt3", "opt4c", "opt4e")
+    assume(not serial or dataflow in ("os", "matrix2d"))
+    rows, depth = 1 if dataflow == "tree" else 2, 4 if dataflow in ("cube", "tree") else 1
+    width = sum(bits) + more
+    nest = apply(gemm(dataflow, rows, 2, depth, *bits, width, encoding), *sequence)
+    deepest = largest_depth(nest, 64)
+    assert deepest < 64
+    a = np.arange(-(1 << (bits[0] - 1)), 1 << (bits[0] - 1))[:, None]
+    b = np.array([[-(1 << (bits[1] - 1)), (1 << (bits[1] - 1)) - 1]])
+
+    def sums(k):
+        return np.repeat(a, k, 1), np.repeat(b, k, 0)
+
+    for k in range(1, deepest + 1):
+        left, right = sums(k)
+        np.testing.assert_array_equal(run(nest, left, right), wrap(left @ right, width))
+    left, right = sums(deepest + 1)
+    assert (unchecked(nest, left, right) != wrap(left @ right, width)).any()
 
 
 @pytest.mark.parametrize("sequence", [(), ("opt1",), ("opt2",), ("opt3",), ("opt4e", "sign_free")])

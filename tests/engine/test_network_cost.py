@@ -49,11 +49,11 @@ def test_parallel_engine_by_hand():
     (layer,) = cost.products
     cycles = 3 * 3 * (17 + 3) + 5
     assert layer.cycles == cycles
-    assert layer.latency_s == pytest.approx(cycles / 1e9)
+    assert layer.latency_s == pytest.approx(cycles / 1e9, rel=1e-9, abs=0)
     assert layer.utilisation == pytest.approx(20 * 10 * 33 / (cycles * 8 * 4 * 2))
     assert layer.buffer_read_bytes == 20 * 33 * 3 + 33 * 10 * 3
     assert layer.memory_bytes == 20 * 33 + 33 * 10 + 20 * 10  # everything fits the buffer: each tensor once
-    assert layer.energy_j == pytest.approx(cycles * 32 * 2e-12)
+    assert layer.energy_j == pytest.approx(cycles * 32 * 2e-12, rel=1e-9, abs=0)
     assert (cost.macs, cost.cycles, cost.utilisation) == (20 * 10 * 33, cycles, layer.utilisation)
 
 

@@ -109,3 +109,12 @@ def test_bad_input():
         cycles(TensorEngine(2, 2, dataflow="cube", depth=2), 1, 1, 1, "scale-sim")
     with pytest.raises(InputError, match="serial"):
         cycles(TensorEngine(2, 2, ("opt4c",)), 1, 1, 1)
+
+
+def test_a_sum_that_a_state_cannot_hold_is_not_counted():
+    narrow = TensorEngine(2, 2, ("opt2",), accumulator_bits=17)
+    assert gemm_cycles(narrow, [Gemm(1, 9, 9, 3)]) > 0
+    for count in (lambda: cycles(narrow, 9, 9, [3, 4]), lambda: gemm_cycles(narrow, [Gemm(1, 9, 9, 4)])):
+        with pytest.raises(IllegalTransformation, match=r"'acc_s' has 11 bits; sums over K = 4 need 12.*up to 3"):
+            count()
+    assert cycles(TensorEngine(2, 2, ("opt1",), accumulator_bits=16), 9, 9, 4000) > 0  # wraps as its result does

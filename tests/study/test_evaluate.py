@@ -311,6 +311,7 @@ def test_engines_a_study_cannot_use_are_refused_before_any_long_step() -> None:
         ({"transformations": ["opt4c"], "a_bits": 10}, "Engine odd.*8 bits"),
         ({"dataflow": "ws", "transformations": ["opt2"]}, "Engine odd.*apply hoist_encode too"),
         ({"transformations": ["opt1"], "accumulator_bits": 20}, "Engine odd.*overflow"),
+        ({"transformations": ["opt2"], "b_bits": 14, "accumulator_bits": 25}, "Engine odd.*Rule 6.*'acc_s' has 19"),
     ]
     for changes, message in cases:
         with pytest.raises(InputError, match=message):

@@ -1,6 +1,8 @@
 """Exploration files, the Pareto front, and a small exploration down to gates."""
 
 import json
+import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,7 +76,30 @@ def test_an_illegal_sequence_shows_the_nest_and_the_rule(tmp_path):
         explore(exploration, tmp_path)
 
 
+def test_a_point_whose_state_cannot_hold_the_products_is_refused(tmp_path):
+    text = SMALL.replace("[[], [opt1]]", "[[opt2]]").replace("[os, tree]", "[os]")
+    text = text.replace("accumulator_bits: 12", "accumulator_bits: 9")
+    with pytest.raises(InputError, match=r"Rule 6 .*'acc_s' has 7 bits; sums over K = 64 .*up to 3 is safe"):
+        explore(load_exploration(write(tmp_path, text)), tmp_path, processes=1)
+
+
 def test_ray_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ToolError, match=r"pip install .bitwright\[ray\]"):
         explore(load_exploration(write(tmp_path, SMALL)), tmp_path, ray="auto")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://:6379", "localhost:99999", "localhost:"])
+def test_bad_addresses_of_a_cluster(tmp_path, monkeypatch, address):
+    monkeypatch.setitem(__import__("sys").modules, "ray", SimpleNamespace())
+    with pytest.raises(InputError, match="HOST:PORT"):
+        explore(load_exploration(write(tmp_path, SMALL)), tmp_path, ray=address)
+
+
+def test_a_cluster_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", SimpleNamespace())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # not listening, and nobody else can
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(ToolError, match=f"No Ray cluster answers at {address}"):
+            explore(load_exploration(write(tmp_path, SMALL)), tmp_path, ray=address)

@@ -135,6 +135,9 @@ def _testbench(engine: TensorEngine, folder: Path, as_json: bool) -> None:
 def transform(
     nest: Annotated[Path, typer.Argument(help="A loop nest in its text notation; - reads standard input.")],
     transform: Transform = [],  # noqa: B006
+    k: Annotated[
+        int | None, typer.Option("--sum-length", "-k", min=1, help="Also check that the states hold sums over this K.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the nest here.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -144,7 +147,7 @@ def transform(
 
     A nest to start from: `bitwright engine generate --nest -o mac.txt`
     """
-    from bitwright.engine.legality import check
+    from bitwright.engine.legality import check, check_depth
     from bitwright.engine.notation import parse_nest, print_nest
     from bitwright.engine.transformations import apply
 
@@ -154,7 +157,10 @@ def transform(
         raise InputError(f"Cannot read the nest {nest}: {getattr(error, 'strerror', None) or error}.") from None
     given = parse_nest(text)
     check(given)
-    _print(print_nest(apply(given, *transform)), "nest", output, as_json)
+    made = apply(given, *transform)
+    if k is not None:
+        check_depth(made, k)
+    _print(print_nest(made), "nest", output, as_json)
 
 
 @commands.command()

@@ -30,7 +30,7 @@ from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.core.workload import Gemm
 from bitwright.engine.baselines import gemm
 from bitwright.engine.format_products import product_unit
-from bitwright.engine.legality import stages
+from bitwright.engine.legality import check_depth, stages
 from bitwright.engine.nest import (
     DATAFLOWS,
     Loop,
@@ -186,7 +186,8 @@ def cycles(
     """Cycles of (m, k) @ (k, n), operands always ready; element-wise over arrays of m, n, k (0-d for scalars).
 
     Raises InputError for extents below 1, products of more than 2^51 multiply-accumulates, unknown conventions, and
-    serial engines, whose cycles depend on the data.
+    serial engines, whose cycles depend on the data; IllegalTransformation for a k at which the state of one bit weight
+    could lose a sum (`legality.check_depth`).
     """
     m, n, k = (_extents(name, value) for name, value in (("m", m), ("n", n), ("k", k)))
     rows, columns, depth = engine.rows, engine.columns, engine.depth
@@ -199,6 +200,8 @@ def cycles(
     work = m.astype(np.float64) * n * k * engine.passes
     if (work > _MOST_WORK).any():
         raise InputError(f"A matrix product of {work.max():.3g} multiply-accumulates is too large to count; split it.")
+    if k.size:
+        check_depth(engine.nest, int(k.max()))
     stationary, streamed, side = (k, m, engine.step) if engine.dataflow == "ws" else (m, k, rows)
     tiles = -(-stationary // side) * -(-n // columns)
     if convention == "scale-sim":

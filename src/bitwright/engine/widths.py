@@ -228,7 +228,8 @@ def carry_save_pairs(nest: Nest) -> dict[str, tuple[str, ...]]:
 def required_widths(nest: Nest, k: int) -> dict[str, int]:
     """Bits each state needs so that no sum over K of length `k` overflows (rule 6 of the notation).
 
-    A biased state may wrap: what must fit is its part that depends on b. Raises InputError for k < 1.
+    A biased state may wrap: what must fit is its part that depends on b. Zeros that fill K up to what the nest takes at
+    a time add nothing. Raises InputError for k < 1.
     """
     if k < 1:
         raise InputError(f"A sum over K has at least one term, not {k}.")
@@ -238,7 +239,10 @@ def required_widths(nest: Nest, k: int) -> dict[str, int]:
     for value in nest.states:
         bounds = found.get(pairs[value.name][0] if value.name in pairs else value.name)
         if bounds is not None:
-            needed[value.name] = _bits(bounds.free_low, bounds.free_high)
+            low, high = bounds.free_low, bounds.free_high
+            if bounds.terms > k and not nest.product:  # a product of the codes 0 may be more than zero
+                low, high = low * k // bounds.terms, -(-high * k // bounds.terms)
+            needed[value.name] = _bits(low, high)
     return needed
 
 

@@ -88,7 +88,7 @@ class KeyValueCache:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32 or, for float64, in float64."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -96,8 +96,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` normalised over its last axis, computed in float32."""
-        wide = x.float()
+        """`x` normalised over its last axis."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
@@ -123,6 +123,7 @@ class Attention(nn.Module):
     """Causal grouped-query attention with rotary positions."""
 
     attend: Callable[..., Tensor] = staticmethod(functional.scaled_dot_product_attention)
+    rotate: Callable[..., Tensor] = staticmethod(rotate)  # queries and keys (batch, heads, tokens, head_dim)
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -141,8 +142,8 @@ class Attention(nn.Module):
         def split(projected: Tensor) -> Tensor:  # (batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim)
             return projected.view(batch, tokens, -1, self.config.head_dim).transpose(1, 2)
 
-        query = rotate(split(self.query(x)), *rotary)
-        key = rotate(split(self.key(x)), *rotary)
+        query = self.rotate(split(self.query(x)), *rotary)
+        key = self.rotate(split(self.key(x)), *rotary)
         value = split(self.value(x))
         if cache is not None:
             key, value = cache.append(layer, key, value)
@@ -259,11 +260,13 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     stop: frozenset[int] = frozenset(),
+    cache: KeyValueCache | None = None,
 ) -> Tensor:
     """Continue token ids (batch, tokens) by up to `max_new_tokens`; returns (batch, tokens + new).
 
     Temperature 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature) by a generator
-    seeded with `seed`. Generation ends early when every sequence has produced a token of `stop`.
+    seeded with `seed`. Generation ends early when every sequence has produced a token of `stop`. `cache`, empty and of
+    enough capacity, keeps keys and values in another way.
     Raises InputError for ids outside the vocabulary, an empty prompt, or more positions than the model has.
     """
     config = model.config
@@ -276,7 +279,8 @@ def generate(
             "ask for fewer."
         )
     weight = model.embedding.weight
-    cache = KeyValueCache(config, ids.shape[0], ids.shape[1] + max_new_tokens, weight.dtype, weight.device)
+    if cache is None:
+        cache = KeyValueCache(config, ids.shape[0], ids.shape[1] + max_new_tokens, weight.dtype, weight.device)
     generator = torch.Generator(device=weight.device).manual_seed(seed)
     stops = torch.tensor(sorted(stop), dtype=ids.dtype, device=ids.device)
     done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)

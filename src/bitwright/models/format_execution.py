@@ -3,13 +3,14 @@
 Weights are rounded once. The inputs of every `nn.Linear` are rounded at each call; keys and values are rounded as they
 enter the key-value cache, after rotary positions, one vector of head_dim channels at a time; `attention` is the format
 of what meets them: queries, and the probabilities after softmax. Norms, embedding look-ups, softmax and rotary
-positions stay in floating point. A value's scale varies along the tokens that the product sums over, so where both values
-and probabilities have a format it is multiplied into the probabilities before these are rounded, as in `models.integer`.
+positions stay in floating point. A value's scale varies along the tokens that the product sums over, so where both
+values and probabilities have a format it is multiplied into the probabilities before these are rounded, as in
+`models.integer`.
 
-There are two ways to execute an assignment. `execute_in(model, assignment)` multiplies rounded values: every product is
-exact, and sums are float32 (int32 where both operands are integers with one scale per row). `exact=True` multiplies codes
-by `arithmetic.formats.matmul`: integer sums inside a scale group, float32 across groups. The two differ only by the
-rounding of float32 sums, and not at all when scales are powers of two and every partial sum fits 24 bits.
+There are two ways to execute an assignment. `execute_in(model, assignment)` multiplies rounded values: every product
+is exact, and sums are float32 (int32 where both operands are integers with one scale per row). `exact=True` multiplies
+codes by `arithmetic.formats.matmul`: integer sums inside a scale group, float32 across groups. The two differ only by
+the rounding of float32 sums, and not at all when scales are powers of two and every partial sum fits 24 bits.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -54,6 +54,12 @@ def read_text(path: Path | str | None = None) -> Text:
     if not content.strip():
         raise InputError(f"The text {name} is empty.")
     return Text(name, content, hashlib.sha256(data).hexdigest())
+
+
+def packaged_text(name: str) -> Text:
+    """A text that comes with Bitwright, by its file name; see models/texts/README.md."""
+    place = resources.files("bitwright.models") / "texts" / name
+    return replace(read_text(Path(str(place))), name=name)
 
 
 def text_ids(tokenizer: Tokenizer, text: Text, limit: int | None = None) -> Tensor:

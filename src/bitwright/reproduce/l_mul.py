@@ -128,7 +128,7 @@ def claims() -> tuple[Claim, ...]:
               "operation energies alone are what the abstract counts"),
     ]  # fmt: skip
     attention = Claim(
-        "perplexity with L-Mul in attention", "4-bit mantissa, adder form; published: nearly lossless on 8B-class models",
+        "perplexity with L-Mul in attention", "4-bit mantissa, adder form; published: nearly lossless, 8B-class models",
         Quantity(1, "x", Evidence.PUBLISHED, f"{_PAPER}, abstract"), attention_perplexity, None,
         "a model of 135 M parameters; the common bias of the products sharpens its softmax",
     )  # fmt: skip

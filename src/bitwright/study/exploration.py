@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from bitwright.core.progress import progress
 from bitwright.engine.digit_profiles import OperandProfile, normal_profile
 from bitwright.engine.engine_gates import EngineGates, PartGates, compose, part_gates, restored, small_engine
 from bitwright.engine.expected_cycles import expected_array_cycles
+from bitwright.engine.legality import check_depth
 from bitwright.engine.libraries import find_library
 from bitwright.engine.mapping import serial_figures
 from bitwright.engine.rtl import check_hardware
@@ -36,6 +38,7 @@ from bitwright.engine.transformations import SEQUENCES, TRANSFORMATIONS
 
 Whole = Annotated[int, Strict()]
 Size = Annotated[int, Strict(), Field(ge=1, le=1024)]
+_ANSWER_S = 5.0  # how long a Ray cluster may take to accept a connection
 OBJECTIVES = ("area_um2", "energy_j_per_mac", "macs_per_second")
 
 
@@ -162,7 +165,7 @@ def load_exploration(path: Path) -> Exploration:
 
 def _place(library: str, folder: Path) -> str:
     inside = folder / library
-    return str(inside) if inside.is_file() else library
+    return str(inside.absolute()) if inside.is_file() else library
 
 
 def explore(
@@ -171,7 +174,7 @@ def explore(
     """Evaluate every point. `ray`: address of a running Ray cluster ("auto" for a local one) instead of processes.
 
     What the notation or the hardware refuses is listed with its reason. Raises InputError when nothing can be built (an
-    illegal sequence shows the nest before the failing step), ToolError when Ray is asked for and not installed,
+    illegal sequence shows the nest before the failing step), ToolError when Ray is asked for and not there,
     BitwrightError when the work is interrupted: finished points stay in the cache.
     """
     engines, refused = _engines(exploration)
@@ -202,9 +205,10 @@ def _describe(engine: TensorEngine) -> str:
 
 
 def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, str]]:
-    """Every engine that the notation and the hardware accept, and the reasons for the others."""
+    """Every engine that the notation and the hardware accept and whose states hold the products; why not the others."""
     made: list[TensorEngine] = []
     refused: dict[str, str] = {}
+    deepest = max(product.k for product in exploration.products)
     forms: dict[TensorEngine, TensorEngine] = {}
     axes = itertools.product(
         exploration.dataflow, exploration.shapes, exploration.transformations, exploration.encoding, exploration.widths
@@ -222,6 +226,7 @@ def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, st
             )  # fmt: skip
             if engine not in forms:
                 check_hardware(engine)
+                check_depth(engine.nest, deepest)
                 forms[engine] = engine
             made.append(forms[engine].resized(shape.rows, shape.columns))
         except InputError as error:
@@ -312,14 +317,45 @@ def _on_ray(address: str) -> Runner:
         ) from None
 
     def run(jobs: list[tuple[TensorEngine, str, str]]) -> Iterator[tuple[int, Any]]:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="WARNING")
-        remote = ray.remote(_gates_of)
-        waiting = {remote.remote(job): index for index, job in enumerate(jobs)}
-        while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1)
-            yield waiting.pop(done[0]), ray.get(done[0])
+        _check_answers(address)
+        # Workers have the environment of their cluster, but use the cache of this process.
+        cache = {name: os.path.abspath(os.environ[name]) for name in ("BITWRIGHT_CACHE",) if os.environ.get(name)}
+        connected = ray.is_initialized()
+        try:
+            ray.init(
+                address=address, runtime_env={"env_vars": cache}, ignore_reinit_error=True, log_to_driver=False,
+                logging_level="WARNING",
+            )  # fmt: skip
+            remote = ray.remote(_gates_of)
+            waiting = {remote.remote(job): index for index, job in enumerate(jobs)}
+            while waiting:
+                done, _ = ray.wait(list(waiting), num_returns=1)
+                yield waiting.pop(done[0]), ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise ToolError(f"The Ray cluster {address!r} failed: {error}") from None
+        finally:
+            if not connected:
+                ray.shutdown()
 
     return run
+
+
+def _check_answers(address: str) -> None:
+    """Look for a cluster before Ray does, which would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InputError(f"{address!r} is no address of a Ray cluster: expected auto, HOST:PORT or ray://HOST:PORT.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except OSError as error:
+        raise ToolError(
+            f"No Ray cluster answers at {address}: {error}. Start one with `ray start --head`, or explore in local "
+            "processes."
+        ) from None
 
 
 def pareto(figures: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from bitwright.core.quantity import Evidence, Quantity
 from bitwright.engine.digit_profiles import measure_profile
 from bitwright.engine.engine_gates import part_names
 from bitwright.engine.gate_simulation import simulate
+from bitwright.engine.legality import check_depth
 from bitwright.engine.liberty import Library
 from bitwright.engine.libraries import find_library
 from bitwright.engine.mapping import serial_figures
@@ -68,8 +69,8 @@ class BuiltEngine:
 def check_engines(study: Study, folder: Path, depth: int) -> None:
     """Check what building the engines needs before any long step; `depth` is the longest sum of products.
 
-    Raises InputError for an engine without hardware, an accumulator that can overflow or an unusable cell library,
-    ToolError when there is no Yosys.
+    Raises InputError for an engine without hardware, an accumulator or state that can overflow or an unusable cell
+    library, ToolError when there is no Yosys.
     """
     yosys_version()
     for section in study.engines:
@@ -82,6 +83,7 @@ def check_engines(study: Study, folder: Path, depth: int) -> None:
             )
         try:
             check_hardware(engine)
+            check_depth(engine.nest, depth)
             if engine.serial:
                 serial_figures(engine)
         except InputError as error:
