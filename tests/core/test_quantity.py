@@ -18,7 +18,7 @@ from bitwright.core.quantity import Evidence, Quantity, format_value, parse_quan
     ],
 )
 def test_units_are_converted_to_base_units(text, unit, value):
-    assert parse_quantity(text, unit) == pytest.approx(value, rel=1e-12)
+    assert parse_quantity(text, unit) == pytest.approx(value, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def data():
 def test_the_shipped_study_is_read_with_base_units():
     study = load_study(STUDY)
     assert study.buffer.capacity == 512 * 1024
-    assert study.buffer.energy == pytest.approx(12.5e-12)
+    assert study.buffer.energy == pytest.approx(12.5e-12, rel=1e-9, abs=0)
     assert [engine.transformations for engine in study.engines] == [(), ("opt1",)]
     assert all(describe_engine(engine).rows == 16 for engine in study.engines)
 

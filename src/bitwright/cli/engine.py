@@ -337,7 +337,7 @@ def synthesise(
         "leakage_w": report.leakage_w,
         "energy": {
             "evidence": "simulated",
-            "operands": "normal, K of at least 768",
+            "operands": "normal",
             "energy_j_per_mac": gates.energy_j_per_mac,
             "macs_per_cycle": gates.macs_per_cycle,
             "clock_hz": 1 / gates.period_s,

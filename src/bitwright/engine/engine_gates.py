@@ -28,6 +28,7 @@ from bitwright.core.quantity import Evidence
 from bitwright.engine.evaluate import Integers
 from bitwright.engine.format_products import OperandKind, nearest_words, product_unit
 from bitwright.engine.gate_simulation import simulate
+from bitwright.engine.legality import largest_depth
 from bitwright.engine.liberty import Library
 from bitwright.engine.mapping import serial_figures
 from bitwright.engine.notation import print_nest
@@ -142,10 +143,14 @@ def product_cycles(engine: TensorEngine, products: Sequence[tuple[Integers, Inte
 
 
 def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0) -> list[tuple[Integers, Integers]]:
-    """One product per stream of normal data: the largest of 2^20 samples would end the range (sigma = range / 4.9)."""
+    """One product per stream of normal data: the largest of 2^20 samples would end the range (sigma = range / 4.9).
+
+    K is 768 or more, less where narrow states hold no such sum.
+    """
     rng = np.random.default_rng(seed)
     m = engine.rows if engine.dataflow not in ("ws", "tree") else 16
     k = max(_SAMPLE_K, 8 * engine.step) if engine.dataflow != "ws" else engine.depth
+    k = max(1, largest_depth(engine.nest, k))
 
     def draw(shape: tuple[int, int], bits: int, kind: OperandKind | None) -> Integers:
         if kind:
