@@ -7,6 +7,7 @@ void bind_digit_histogram(nanobind::module_& m);
 void bind_gate_simulation(nanobind::module_& m);
 void bind_logarithmic_multiplication(nanobind::module_& m);
 void bind_number_formats(nanobind::module_& m);
+void bind_outlier_victim(nanobind::module_& m);
 void bind_timeline(nanobind::module_& m);
 }
 
@@ -17,5 +18,6 @@ NB_MODULE(_native, m) {
     bitwright::bind_gate_simulation(m);
     bitwright::bind_logarithmic_multiplication(m);
     bitwright::bind_number_formats(m);
+    bitwright::bind_outlier_victim(m);
     bitwright::bind_timeline(m);
 }

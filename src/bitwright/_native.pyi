@@ -36,6 +36,40 @@ def encode_floats(
 def decode_codes(
     codes: NDArray[np.uint8], table: NDArray[np.float32], scale: NDArray[np.float32], x: NDArray[np.float32]
 ) -> None: ...
+def outlier_victim_search(
+    x: NDArray[np.float32],
+    base: NDArray[np.float64],
+    percents: NDArray[np.float64],
+    bits: int,
+    mantissa: int,
+    bias: int,
+    top: float,
+    last: float,
+    flint: bool,
+    left: bool,
+    found: NDArray[np.float32],
+    error: NDArray[np.float64],
+) -> None: ...
+def outlier_victim_encode(
+    x: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    bits: int,
+    mantissa: int,
+    bias: int,
+    top: float,
+    last: float,
+    flint: bool,
+    left: bool,
+    codes: NDArray[np.uint8],
+) -> None: ...
+def outlier_victim_decode(
+    codes: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    normal: NDArray[np.float32],
+    outlier: NDArray[np.float32],
+    identifier: int,
+    x: NDArray[np.float32],
+) -> int: ...
 def simulate_gates(
     tables: NDArray[np.uint64],
     gate_inputs: NDArray[np.int32],

@@ -3,12 +3,12 @@
 import pytest
 
 from bitwright.core.quantity import Evidence
-from bitwright.reproduce import bipolar_int, l_mul, mixpe, olive
+from bitwright.reproduce import bipolar_int, l_mul, mixpe, olive, shiftaddvit
 from bitwright.reproduce.catalogue import systems
 from bitwright.reproduce.claims import Verdict, check
 
 
-@pytest.mark.parametrize("module", [bipolar_int, l_mul, mixpe, olive], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [bipolar_int, l_mul, mixpe, olive, shiftaddvit], ids=lambda module: module.__name__)
 def test_what_is_exact_agrees(module):
     exact = [claim for claim in module.claims() if claim.tolerance == 0.0]
     found = [check(claim) for claim in exact]
@@ -33,4 +33,4 @@ def test_weights_of_minilm_in_outlier_pairs():
 
 def test_the_catalogue_shows_them_as_started():
     status = {system.slug: system.status for system in systems()}
-    assert all(status[slug] == "started" for slug in ("l-mul", "mixpe", "olive", "bipolar-int"))
+    assert all(status[slug] == "started" for slug in ("l-mul", "mixpe", "olive", "bipolar-int", "shiftaddvit"))

@@ -1,0 +1,245 @@
+// Outlier-victim pairs: rounding to codes of 4 or 8 bits, the search for scales, and back; see
+// arithmetic/formats/outlier_victim.py. Rows are deinterleaved into left and right halves of pairs, so that the rounding
+// of 16 pairs is a straight vector loop.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+namespace nb = nanobind;
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define BITWRIGHT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define BITWRIGHT_CLONES
+#endif
+
+namespace bitwright {
+namespace {
+
+using Reals = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using RealsOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using DoublesOut = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using CodesOut = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+constexpr size_t kLanes = 16;
+constexpr size_t kChunk = 2048;  // pairs rounded at a time
+
+// Grids of a format, in units of the integers. `flint`: normal values 0 1 2 3 4 6 8 16 instead of integers.
+struct Grid {
+    int bits, mantissa, bias;
+    float top, first, last, edge;
+    bool flint, left;
+};
+
+inline float normal_value(float m, float top, bool flint) {
+    if (!flint) return std::min(__builtin_rintf(m), top);
+    float v = m > 0.5f ? 1.0f : 0.0f;
+    v = m > 1.5f ? 2.0f : v;
+    v = m > 2.5f ? 3.0f : v;
+    v = m > 3.5f ? 4.0f : v;
+    v = m > 5.0f ? 6.0f : v;
+    v = m > 7.0f ? 8.0f : v;
+    return m > 12.0f ? 16.0f : v;
+}
+
+// Nearest biased float, ties to the smaller one, within first .. last.
+inline float outlier_value(float m, float first, float last, int32_t low, int32_t drop) {
+    const float bounded = std::min(std::max(m, first), last);
+    const int32_t exponent = std::max(std::bit_cast<int32_t>(bounded) & 0x7f800000, low);
+    const float step = std::bit_cast<float>(exponent - drop);
+    const float inverse = std::bit_cast<float>(0x7f000000 - (exponent - drop));
+    return std::max(__builtin_ceilf(bounded * inverse - 0.5f) * step, first);
+}
+
+// Magnitudes of the rounded values of `kLanes` pairs whose scaled magnitudes are l and r.
+template <bool Flint, bool Left>
+inline void round_lanes(const float* l, const float* r, const Grid& g, float* ql, float* qr) {
+    const int32_t low = (127 + g.mantissa + g.bias) << 23, drop = g.mantissa << 23;
+    const float top = g.top, first = g.first, last = g.last, edge = g.edge;
+    for (size_t i = 0; i < kLanes; ++i) {
+        const bool lo = l[i] > edge, ro = r[i] > edge;
+        const bool right_wins = ro & (!lo | (!Left & (r[i] > l[i])));
+        const bool left_wins = lo & !right_wins;
+        const float nl = normal_value(l[i], top, Flint), nr = normal_value(r[i], top, Flint);
+        const float ol = outlier_value(l[i], first, last, low, drop), orr = outlier_value(r[i], first, last, low, drop);
+        ql[i] = right_wins ? 0.0f : left_wins ? ol : nl;
+        qr[i] = left_wins ? 0.0f : right_wins ? orr : nr;
+    }
+}
+
+// Squared error, in units of the scale, of `pairs` (a multiple of kLanes) with magnitudes l, r under `scale`.
+template <bool Flint, bool Left>
+inline double squared_error(const float* l, const float* r, size_t pairs, float scale, const Grid& g) {
+    float sums[kLanes] = {};
+    float ml[kLanes], mr[kLanes], ql[kLanes], qr[kLanes];
+    for (size_t at = 0; at < pairs; at += kLanes) {
+        for (size_t i = 0; i < kLanes; ++i) {
+            ml[i] = l[at + i] / scale;
+            mr[i] = r[at + i] / scale;
+        }
+        round_lanes<Flint, Left>(ml, mr, g, ql, qr);
+        for (size_t i = 0; i < kLanes; ++i) {
+            const float a = ql[i] - ml[i], b = qr[i] - mr[i];
+            sums[i] += a * a + b * b;
+        }
+    }
+    double total = 0;
+    for (float each : sums) total += each;
+    return total;
+}
+
+template <bool Flint, bool Left>
+BITWRIGHT_CLONES void search_rows(const float* x, size_t rows, size_t size, const double* base, const double* percents,
+                                  size_t candidates, const Grid& g, float* found, double* best) {
+    std::vector<double> errors(candidates);
+    std::vector<float> left(kChunk), right(kChunk), scales(candidates);
+    for (size_t row = 0; row < rows; ++row, x += size) {
+        for (size_t c = 0; c < candidates; ++c) {
+            const double scale = base[row] * percents[c] / 100;
+            scales[c] = static_cast<float>(std::max(scale, double{std::numeric_limits<float>::min()}));
+        }
+        std::fill(errors.begin(), errors.end(), 0.0);
+        for (size_t start = 0; start < size / 2; start += kChunk) {
+            const size_t pairs = std::min(kChunk, size / 2 - start);
+            const size_t filled = (pairs + kLanes - 1) / kLanes * kLanes;  // zeros round to zeros
+            std::fill(left.begin(), left.begin() + filled, 0.0f);
+            std::fill(right.begin(), right.begin() + filled, 0.0f);
+            for (size_t i = 0; i < pairs; ++i) {
+                left[i] = std::fabs(x[2 * (start + i)]);
+                right[i] = std::fabs(x[2 * (start + i) + 1]);
+            }
+            for (size_t c = 0; c < candidates; ++c)
+                errors[c] += squared_error<Flint, Left>(left.data(), right.data(), filled, scales[c], g);
+        }
+        best[row] = std::numeric_limits<double>::infinity();
+        found[row] = scales[0];
+        for (size_t c = 0; c < candidates; ++c) {
+            const double error = errors[c] * scales[c] * scales[c];
+            if (error < best[row]) {
+                best[row] = error;
+                found[row] = scales[c];
+            }
+        }
+    }
+}
+
+inline uint8_t normal_code(float magnitude, bool negative, const Grid& g) {
+    const int value = static_cast<int>(magnitude), sign = 1 << (g.bits - 1);
+    if (!g.flint) return static_cast<uint8_t>((negative ? -value : value) & (2 * sign - 1));
+    // flint3: 0xx is 0 to 3; of 1xx the position of the next one is the exponent: 110 111 101 100 are 4 6 8 16
+    const int code = value < 4 ? value : value == 4 ? 6 : value == 6 ? 7 : value == 8 ? 5 : 4;
+    return static_cast<uint8_t>(code | (negative && code ? sign : 0));
+}
+
+inline uint8_t outlier_code(float magnitude, bool negative, const Grid& g) {
+    const int code = (std::bit_cast<int32_t>(magnitude) >> (23 - g.mantissa)) - ((127 + g.mantissa + g.bias) << g.mantissa);
+    return static_cast<uint8_t>(code | (negative ? 1 << (g.bits - 1) : 0));
+}
+
+template <bool Flint, bool Left>
+BITWRIGHT_CLONES void encode_rows(const float* x, const float* scale, size_t rows, size_t size, const Grid& g,
+                                  uint8_t* codes) {
+    const uint8_t identifier = static_cast<uint8_t>(1 << (g.bits - 1));
+    float l[kLanes], r[kLanes], ql[kLanes], qr[kLanes];
+    for (size_t row = 0; row < rows; ++row, x += size, codes += size) {
+        for (size_t start = 0; start < size; start += 2 * kLanes) {
+            const size_t pairs = std::min(kLanes, (size - start) / 2);
+            for (size_t i = 0; i < kLanes; ++i) {
+                l[i] = i < pairs ? std::fabs(x[start + 2 * i]) / scale[row] : 0.0f;
+                r[i] = i < pairs ? std::fabs(x[start + 2 * i + 1]) / scale[row] : 0.0f;
+            }
+            round_lanes<Flint, Left>(l, r, g, ql, qr);
+            for (size_t i = 0; i < pairs; ++i) {
+                const size_t at = start + 2 * i;
+                const bool nl = std::signbit(x[at]), nr = std::signbit(x[at + 1]);
+                const bool left = ql[i] > g.top, right = qr[i] > g.top;
+                codes[at] = right ? identifier : left ? outlier_code(ql[i], nl, g) : normal_code(ql[i], nl, g);
+                codes[at + 1] = left ? identifier : right ? outlier_code(qr[i], nr, g) : normal_code(qr[i], nr, g);
+            }
+        }
+    }
+}
+
+Grid grid(int bits, int mantissa, int bias, float top, float last, bool flint, bool left) {
+    const float first = std::ldexp(static_cast<float>((1 << mantissa) + 1), bias);
+    return Grid{bits, mantissa, bias, top, first, last, (top + first) / 2, flint, left};
+}
+
+size_t row_size(size_t values, size_t rows) {
+    if (rows == 0 || values % rows != 0 || values / rows % 2 != 0)
+        throw std::invalid_argument("rows of an even number of values");
+    return values / rows;
+}
+
+void search(Reals x, Doubles base, Doubles percents, int bits, int mantissa, int bias, float top, float last, bool flint,
+            bool left, RealsOut found, DoublesOut error) {
+    const size_t rows = base.shape(0), size = row_size(x.shape(0), rows);
+    if (found.shape(0) != rows || error.shape(0) != rows || percents.shape(0) == 0)
+        throw std::invalid_argument("one scale and error per row, and candidates");
+    const Grid g = grid(bits, mantissa, bias, top, last, flint, left);
+    nb::gil_scoped_release release;
+    const auto run = flint ? (left ? &search_rows<true, true> : &search_rows<true, false>)
+                           : (left ? &search_rows<false, true> : &search_rows<false, false>);
+    run(x.data(), rows, size, base.data(), percents.data(), percents.shape(0), g, found.data(), error.data());
+}
+
+void encode(Reals x, Reals scale, int bits, int mantissa, int bias, float top, float last, bool flint, bool left,
+            CodesOut codes) {
+    const size_t rows = scale.shape(0), size = row_size(x.shape(0), rows);
+    if (codes.shape(0) != x.shape(0)) throw std::invalid_argument("as many codes as values");
+    const Grid g = grid(bits, mantissa, bias, top, last, flint, left);
+    nb::gil_scoped_release release;
+    const auto run = flint ? (left ? &encode_rows<true, true> : &encode_rows<true, false>)
+                           : (left ? &encode_rows<false, true> : &encode_rows<false, false>);
+    run(x.data(), scale.data(), rows, size, g, codes.data());
+}
+
+BITWRIGHT_CLONES
+size_t decode_rows(const uint8_t* codes, const float* scale, size_t rows, size_t size, const float* normal,
+                   const float* outlier, uint8_t identifier, float* x) {
+    size_t illegal = 0;
+    for (size_t row = 0; row < rows; ++row, x += size, codes += size) {
+        const float s = scale[row];
+        for (size_t i = 0; i < size; i += 2) {
+            const uint8_t a = codes[i], b = codes[i + 1];
+            const bool va = a == identifier, vb = b == identifier;
+            illegal += va & vb;
+            x[i] = (va ? 0.0f : vb ? outlier[a] : normal[a]) * s;
+            x[i + 1] = (vb ? 0.0f : va ? outlier[b] : normal[b]) * s;
+        }
+    }
+    return illegal;
+}
+
+// Values times scales; the number of pairs that hold two victims.
+size_t decode(Codes codes, Reals scale, Reals normal, Reals outlier, int identifier, RealsOut x) {
+    const size_t rows = scale.shape(0), size = row_size(codes.shape(0), rows);
+    if (codes.shape(0) != x.shape(0) || normal.shape(0) != 256 || outlier.shape(0) != 256)
+        throw std::invalid_argument("as many values as codes, and tables of 256 values");
+    nb::gil_scoped_release release;
+    return decode_rows(codes.data(), scale.data(), rows, size, normal.data(), outlier.data(),
+                       static_cast<uint8_t>(identifier), x.data());
+}
+
+}  // namespace
+
+void bind_outlier_victim(nb::module_& m) {
+    m.def("outlier_victim_search", &search, nb::arg("x"), nb::arg("base"), nb::arg("percents"), nb::arg("bits"),
+          nb::arg("mantissa"), nb::arg("bias"), nb::arg("top"), nb::arg("last"), nb::arg("flint"), nb::arg("left"),
+          nb::arg("found"), nb::arg("error"));
+    m.def("outlier_victim_encode", &encode, nb::arg("x"), nb::arg("scale"), nb::arg("bits"), nb::arg("mantissa"),
+          nb::arg("bias"), nb::arg("top"), nb::arg("last"), nb::arg("flint"), nb::arg("left"), nb::arg("codes"));
+    m.def("outlier_victim_decode", &decode, nb::arg("codes"), nb::arg("scale"), nb::arg("normal"), nb::arg("outlier"),
+          nb::arg("identifier"), nb::arg("x"));
+}
+
+}  // namespace bitwright
