@@ -132,39 +132,59 @@ BITWRIGHT_CLONES void search_rows(const float* x, size_t rows, size_t size, cons
     }
 }
 
-inline uint8_t normal_code(float magnitude, bool negative, const Grid& g) {
-    const int value = static_cast<int>(magnitude), sign = 1 << (g.bits - 1);
-    if (!g.flint) return static_cast<uint8_t>((negative ? -value : value) & (2 * sign - 1));
+// Codes of a rounded magnitude; `negative` is 0 or -1 (all bits).
+template <bool Flint>
+inline int32_t normal_code(float magnitude, int32_t negative, int32_t mask) {
+    const int32_t value = static_cast<int32_t>(magnitude);
+    if constexpr (!Flint) return ((value ^ negative) - negative) & mask;
     // flint3: 0xx is 0 to 3; of 1xx the position of the next one is the exponent: 110 111 101 100 are 4 6 8 16
-    const int code = value < 4 ? value : value == 4 ? 6 : value == 6 ? 7 : value == 8 ? 5 : 4;
-    return static_cast<uint8_t>(code | (negative && code ? sign : 0));
+    int32_t code = value > 3 ? 6 : value;
+    code = value > 4 ? 7 : code;
+    code = value > 6 ? 5 : code;
+    code = value > 8 ? 4 : code;
+    return code | (value > 0 ? negative & 8 : 0);
 }
 
-inline uint8_t outlier_code(float magnitude, bool negative, const Grid& g) {
-    const int code = (std::bit_cast<int32_t>(magnitude) >> (23 - g.mantissa)) - ((127 + g.mantissa + g.bias) << g.mantissa);
-    return static_cast<uint8_t>(code | (negative ? 1 << (g.bits - 1) : 0));
+inline int32_t outlier_code(float magnitude, int32_t negative, const Grid& g) {
+    const int32_t code = std::bit_cast<int32_t>(magnitude) >> (23 - g.mantissa);
+    return (code - ((127 + g.mantissa + g.bias) << g.mantissa)) | (negative & (1 << (g.bits - 1)));
 }
 
 template <bool Flint, bool Left>
 BITWRIGHT_CLONES void encode_rows(const float* x, const float* scale, size_t rows, size_t size, const Grid& g,
                                   uint8_t* codes) {
-    const uint8_t identifier = static_cast<uint8_t>(1 << (g.bits - 1));
-    float l[kLanes], r[kLanes], ql[kLanes], qr[kLanes];
+    const int32_t identifier = 1 << (g.bits - 1), mask = 2 * identifier - 1;
+    const float top = g.top;
+    float xl[kLanes], xr[kLanes], l[kLanes], r[kLanes], ql[kLanes], qr[kLanes];
+    uint8_t made[2 * kLanes];
     for (size_t row = 0; row < rows; ++row, x += size, codes += size) {
+        const float s = scale[row];
         for (size_t start = 0; start < size; start += 2 * kLanes) {
             const size_t pairs = std::min(kLanes, (size - start) / 2);
+            const float* from = x + start;
+            float tail[2 * kLanes] = {};
+            if (pairs < kLanes) {
+                std::copy(from, from + 2 * pairs, tail);
+                from = tail;
+            }
             for (size_t i = 0; i < kLanes; ++i) {
-                l[i] = i < pairs ? std::fabs(x[start + 2 * i]) / scale[row] : 0.0f;
-                r[i] = i < pairs ? std::fabs(x[start + 2 * i + 1]) / scale[row] : 0.0f;
+                xl[i] = from[2 * i];
+                xr[i] = from[2 * i + 1];
+            }
+            for (size_t i = 0; i < kLanes; ++i) {
+                l[i] = std::fabs(xl[i]) / s;
+                r[i] = std::fabs(xr[i]) / s;
             }
             round_lanes<Flint, Left>(l, r, g, ql, qr);
-            for (size_t i = 0; i < pairs; ++i) {
-                const size_t at = start + 2 * i;
-                const bool nl = std::signbit(x[at]), nr = std::signbit(x[at + 1]);
-                const bool left = ql[i] > g.top, right = qr[i] > g.top;
-                codes[at] = right ? identifier : left ? outlier_code(ql[i], nl, g) : normal_code(ql[i], nl, g);
-                codes[at + 1] = left ? identifier : right ? outlier_code(qr[i], nr, g) : normal_code(qr[i], nr, g);
+            for (size_t i = 0; i < kLanes; ++i) {
+                const int32_t nl = std::bit_cast<int32_t>(xl[i]) >> 31, nr = std::bit_cast<int32_t>(xr[i]) >> 31;
+                const bool left = ql[i] > top, right = qr[i] > top;
+                const int32_t cl = normal_code<Flint>(ql[i], nl, mask), cr = normal_code<Flint>(qr[i], nr, mask);
+                const int32_t bl = outlier_code(ql[i], nl, g), br = outlier_code(qr[i], nr, g);
+                made[2 * i] = static_cast<uint8_t>(right ? identifier : left ? bl : cl);
+                made[2 * i + 1] = static_cast<uint8_t>(left ? identifier : right ? br : cr);
             }
+            std::copy(made, made + 2 * pairs, codes + start);
         }
     }
 }

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bitwright.arithmetic import formats
-from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs, pair_statistics
+from bitwright.arithmetic.formats.outlier_victim import (
+    OutlierVictimPairs,
+    adaptive_pairs,
+    clipping_search,
+    exponent_integer_matmul,
+    packed_matmul,
+    pair_statistics,
+)
 from bitwright.core.errors import InputError
 from bitwright.engine.format_products import product_unit
 
@@ -55,11 +62,26 @@ def test_every_normal_pair_and_every_outlier_comes_back(bits):
         assert np.array_equal(form.decode(form.unpack(packed, pair.reshape(-1).shape)), pair.reshape(-1))
 
 
-def brute_force(x, bits, keep):
+GRIDS = {  # options -> normal magnitudes, outliers, worked out by hand
+    (): ([*range(8)], OUTLIERS[4]),
+    (("normal", "flint"),): ([0, 1, 2, 3, 4, 6, 8, 16], [24, 32, 48, 64, 96, 128, 192]),
+    (("bias", 3),): ([*range(8)], [24, 32, 48, 64, 96, 128, 192]),
+    (("exponent_bits", 1),): ([*range(8)], [10, 12, 14, 16, 20, 24, 28]),
+    (("bits", 8),): ([*range(128)], OUTLIERS[8]),
+    (("bits", 8), ("exponent_bits", 4)): (
+        [*range(128)],
+        [m << e for e in range(4, 13) for m in range(8, 16) if 128 < m << e <= 32768],
+    ),
+}
+
+
+def brute_force(x, bits, keep, grids=None):
     """Nearest value of both grids for each value; then the victims."""
-    top = (1 << (bits - 1)) - 1
-    grid = [*range(top + 1), *OUTLIERS[bits]]
-    values = [min(grid, key=lambda g, v=v: (abs(g - abs(v)), g % 2 if g <= top else g)) for v in x]
+    normal, outliers = grids or GRIDS[(("bits", 8),) if bits == 8 else ()]
+    top = normal[-1]
+    even = normal == [*range(top + 1)]
+    grid = [*normal, *outliers]
+    values = [min(grid, key=lambda g, v=v: (abs(g - abs(v)), g % 2 if g <= top and even else g)) for v in x]
     out = []
     for at in range(0, len(x), 2):
         (a, b), pair = (
@@ -79,6 +101,38 @@ def brute_force(x, bits, keep):
 def test_rounding_against_brute_force(x, keep):
     form, encoded = scaled(x, bits=4, keep=keep)
     assert form.decode(encoded).tolist() == brute_force(x.astype(float).tolist(), 4, keep)
+
+
+@pytest.mark.parametrize("options", GRIDS, ids=str)
+@pytest.mark.parametrize("keep", ["larger", "left"])
+def test_every_grid_against_brute_force(options, keep):
+    """Planted outliers of many sizes, pairs of two of them, every value of the grid and every tie between two."""
+    normal, outliers = GRIDS[options]
+    form = OutlierVictimPairs(granularity="tensor", keep=keep, **dict(options))
+    assert sorted({abs(v) for v in form.outliers.tolist()} - {0})[: len(outliers)] == outliers
+    assert form.largest == outliers[-1]
+    rng = np.random.default_rng(5)
+    grid = np.array([*normal, *outliers], float)
+    ties = (grid[1:] + grid[:-1]) / 2
+    x = np.concatenate([rng.normal(0, form.top / 3, 700), rng.normal(0, outliers[-1] / 2, 300), grid, ties, -grid])
+    x = rng.permutation(np.append(x, [0.0] * (x.size % 2))).astype(np.float32)
+    encoded = form.encode(x, np.ones(1, np.float32))
+    assert form.decode(encoded).tolist() == brute_force(x.astype(float).tolist(), 0, keep, (normal, outliers))
+    assert np.array_equal(form.decode(encoded), form.integers(encoded.codes))
+    assert np.array_equal(form.unpack(form.pack(encoded), x.shape).codes, encoded.codes)
+
+
+@pytest.mark.parametrize("granularity", ["row", "tensor", 16])
+def test_scales_divide_before_rounding(granularity):
+    rng = np.random.default_rng(6)
+    x = rng.standard_t(3, (4, 32)).astype(np.float32)
+    form = OutlierVictimPairs(4, granularity)
+    encoded = form.encode(x)
+    scales = encoded.scale.reshape(-1)
+    rows = x.reshape(len(scales), -1)
+    for row, each, found in zip(rows, scales, form.decode(encoded).reshape(rows.shape), strict=True):
+        expected = np.array(brute_force((row / each).astype(float).tolist(), 4, "larger"), np.float32) * each
+        assert np.allclose(found, expected, rtol=1e-6)
 
 
 def test_ties():
@@ -102,6 +156,52 @@ def test_the_search_takes_the_best_candidate():
             errors[each] = np.square(values - row).sum()
         assert found == pytest.approx(min(errors, key=errors.get), rel=1e-6)
     assert form.encode(np.zeros((1, 8), np.float32)).scale > 0
+
+
+def test_plain_integers_are_clipped_where_the_error_is_least():
+    rng = np.random.default_rng(7)
+    rows = rng.standard_t(3, (3, 63)).astype(np.float32)
+    for bits in (4, 8):
+        top = (1 << (bits - 1)) - 1
+        for row, found in zip(rows, clipping_search(rows, bits), strict=True):
+            errors = {}
+            for percent in range(100, 0, -2):
+                scale = np.float32(float(np.abs(row).max()) / top * percent / 100)
+                errors[scale] = float(np.square(np.clip(np.rint(row / scale), -top, top) * scale - row).sum())
+            assert errors[min(errors, key=lambda each: abs(each - found))] == pytest.approx(
+                min(errors.values()), rel=1e-5
+            )
+    assert (clipping_search(np.zeros((2, 4), np.float32), 4) > 0).all()
+
+
+def test_a_wider_search_is_never_worse():
+    x = np.random.default_rng(8).standard_t(2, (4, 256)).astype(np.float32)
+    one, two = OutlierVictimPairs(8), OutlierVictimPairs(8, search_percent=(25, 1001, 2))
+    assert (two.search(x)[1] <= one.search(x)[1]).all()
+    found, error = one.search(x)
+    assert np.allclose(error, np.square(one.decode(one.encode(x, found)) - x).sum(axis=1), rtol=1e-4)
+
+
+def test_rows_of_zeros_and_constants():
+    x = np.stack([np.zeros(8), np.full(8, 3.25), np.full(8, 1e-30), np.full(8, 1e30)]).astype(np.float32)
+    for name in ("ovp4/row", "ovp8_e4m3/row", "ovp4_flint/row"):
+        form = formats.parse(name)
+        encoded = form.encode(x)
+        assert (encoded.scale > 0).all()
+        assert np.allclose(form.decode(encoded)[:3], x[:3], rtol=0.1, atol=1e-37)
+
+
+def test_normal_type_is_chosen_by_error():
+    rng = np.random.default_rng(9)
+    uniform, heavy = rng.uniform(-1, 1, (8, 128)).astype(np.float32), rng.laplace(size=(8, 128)).astype(np.float32)
+    assert adaptive_pairs(uniform).normal == "int"
+    assert adaptive_pairs(heavy).normal == "flint"
+
+
+@pytest.mark.parametrize("name", ["ovp4/row", "ovp8/tensor", "ovp4_flint/row", "ovp8_e4m3/row", "ovp4_left/16",
+                                  "ovp4_bias3/row", "ovp4_flint_left/row", "ovp8_e3m4/tensor"])  # fmt: skip
+def test_names_come_back(name):
+    assert formats.parse(name).name == name
 
 
 def test_outliers_cost_less_than_clipping_them():
@@ -135,6 +235,38 @@ def test_exponent_integer_products_equal_integer_products():
     assert int((form.integers(both.codes) ** 2).sum()).bit_length() + 1 <= 32
 
 
+FORMS = [OutlierVictimPairs(4, "row"), OutlierVictimPairs(4, "row", normal="flint"), OutlierVictimPairs(8, "row"),
+         OutlierVictimPairs(8, "row", exponent_bits=4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("left", FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("right", FORMS, ids=lambda form: form.name)
+def test_the_datapath_on_exponents_and_integers(left, right):
+    """4-bit integers and shifts only, against int64 products; all outliers; then packed bytes with scales."""
+    rng = np.random.default_rng(10)
+    a, b = (rng.standard_t(2, (3, 40)).astype(np.float32) for _ in range(2))
+    one, two = left.encode(a), right.encode(b)
+    expected = left.integers(one.codes) @ right.integers(two.codes).T
+    assert np.array_equal(exponent_integer_matmul(left, one.codes, right, two.codes), expected)
+    for form, codes in ((left, one.codes), (right, two.codes)):
+        for exponent, integer in form.exponent_integers(codes):
+            assert integer.min() >= -8
+            assert integer.max() <= (7 if form.bits == 4 else 15)
+            assert exponent.min() >= 0
+    found = packed_matmul(left, left.pack(one), (3, 40), right, right.pack(two), (3, 40))
+    assert np.allclose(found, left.decode(one).astype(float) @ right.decode(two).T.astype(float), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_the_datapath_on_4096_largest_outliers(form):
+    codes = form.encode(
+        np.tile([float(form.largest), 0.0], 2048).astype(np.float32)[None], np.ones(1, np.float32)
+    ).codes
+    assert exponent_integer_matmul(form, codes, form, codes).item() == 2048 * form.largest**2
+    if form.bits == 4:
+        assert (4096 * form.largest**2).bit_length() + 1 <= 32
+
+
 def test_pair_statistics():
     x = np.zeros(200, np.float32)
     x[[0, 10, 11]] = 100
@@ -143,9 +275,29 @@ def test_pair_statistics():
     assert found.largest_sigma == pytest.approx((100 - 1.5) / x.std(), rel=1e-4)
 
 
+g16 = OutlierVictimPairs(4, 16)
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda: OutlierVictimPairs(5), lambda: OutlierVictimPairs(4, 3), lambda: OutlierVictimPairs(4, "none"),
+    [lambda: OutlierVictimPairs(4, bias=1), lambda: OutlierVictimPairs(4, normal="flint", bias=2),
+     lambda: OutlierVictimPairs(8, bias=12), lambda: OutlierVictimPairs(8, normal="flint"),
+     lambda: OutlierVictimPairs(4, exponent_bits=3), lambda: OutlierVictimPairs(8, exponent_bits=0),
+     lambda: OutlierVictimPairs(4, normal="float"),  # type: ignore[arg-type]
+     lambda: OutlierVictimPairs(4, search_percent=(0, 10, 2)), lambda: OutlierVictimPairs(4, search_percent=(9, 5, 2)),
+     lambda: OutlierVictimPairs(4, pad=False).encode(np.ones((2, 5), np.float32)),
+     lambda: OutlierVictimPairs(4).encode(np.array([[1, np.nan]], np.float32)),
+     lambda: OutlierVictimPairs(4).encode(np.array([[1, -np.inf]], np.float32)),
+     lambda: OutlierVictimPairs(4).encode(np.ones((1, 2), np.float32), np.array([np.inf])),
+     lambda: formats.parse("ovp6/row"), lambda: formats.parse("ovp4_e4m3/row"), lambda: formats.parse("ovp4_wide/row"),
+     lambda: formats.parse("ovp4/5"), lambda: formats.parse("ovp4/none"),
+     lambda: OutlierVictimPairs(4, "tensor").decode(formats.Encoded(
+         np.array([8, 8], np.uint8), np.ones((), np.float32), None, (2,))),
+     lambda: exponent_integer_matmul(OutlierVictimPairs(4), np.zeros((1, 4), np.uint8), OutlierVictimPairs(4),
+                                     np.zeros((1, 6), np.uint8)),
+     lambda: packed_matmul(g16, g16.pack(g16.encode(np.ones((1, 32), np.float32))), (1, 32), g16,
+                           g16.pack(g16.encode(np.ones((1, 32), np.float32))), (1, 32)),
+     lambda: OutlierVictimPairs(5), lambda: OutlierVictimPairs(4, 3), lambda: OutlierVictimPairs(4, "none"),
      lambda: OutlierVictimPairs(4, "row", "right"),  # type: ignore[arg-type]
      lambda: OutlierVictimPairs(4).encode(np.ones((2, 4), np.float32), np.zeros(2)),
      lambda: OutlierVictimPairs(8).operand_words(OutlierVictimPairs(8).encode(np.ones((2, 4), np.float32))),

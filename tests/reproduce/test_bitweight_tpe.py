@@ -1,14 +1,23 @@
+from types import SimpleNamespace
+
 import pytest
 
 from bitwright.core.quantity import Evidence
 from bitwright.engine.widths import required_widths
 from bitwright.reproduce import bitweight_tpe, tensor_engine_elements
+from bitwright.reproduce import tensor_engine_arrays as arrays
 from bitwright.reproduce import tensor_engine_claims as engines
 from bitwright.reproduce import tensor_engine_digits as digits
 from bitwright.reproduce.claims import Verdict, check
 from bitwright.reproduce.tensor_engine_exactness import exact_digits, exact_widths
 from bitwright.reproduce.tensor_engine_reports import PRINTED_DENSITY, PRINTED_RATIOS, committed_ratios
-from bitwright.reproduce.tensor_engine_variants import ARCHITECTURES, SERIAL, serial_engine
+from bitwright.reproduce.tensor_engine_variants import (
+    ARCHITECTURES,
+    COMMITTED_SHAPES,
+    SERIAL,
+    as_published,
+    serial_engine,
+)
 
 
 @pytest.mark.parametrize("depth", digits.PARTIAL_PRODUCTS)
@@ -87,6 +96,34 @@ def test_every_compared_engine_exists():
     assert all(serial_engine(names).serial for names in SERIAL)
 
 
+def test_arrays_are_compared_as_published_and_over_the_best_baseline(monkeypatch):
+    """Ratios of figures made up here: the paper's own steps over the single-cycle baseline, ours over the best one."""
+    figures = {"plain": (1.0, 4.0), "pipeline p": (2.0, 5.0), "opt1": (3.0, 8.0), "opt1, sign_free": (5.0, 2.0)}
+    made = {names: SimpleNamespace(area_efficiency=area, energy_j_per_mac=energy)
+            for names, (area, energy) in figures.items()}  # fmt: skip
+    kinds = {"baselines": ("plain", "pipeline p"), "transformed": ("opt1", "opt1, sign_free")}
+    monkeypatch.setattr(arrays, "measured", lambda a, b, kind: {names: made[names] for names in kinds[kind]})
+    architecture = ARCHITECTURES[0]
+    for figure, published, over_best in (("area_efficiency", 3.0, 2.5), ("energy_j_per_mac", 0.5, 2.0)):
+        kind = ("transformed",)
+        assert arrays.array_ratio(architecture, "osu018", figure, kind, True, "plain").value == published
+        assert arrays.array_ratio(architecture, "osu018", figure, kind).value == over_best
+
+
+def test_every_array_of_the_paper_and_of_its_reports_is_claimed_per_library():
+    for found, names in (
+        (arrays.array_claims(), [architecture.name for architecture in ARCHITECTURES]),
+        (arrays.committed_array_claims(), list(COMMITTED_SHAPES)),
+    ):
+        for name in names:
+            for library in arrays.ARRAY_LIBRARIES:
+                assert any(name in claim.conditions and library in claim.conditions for claim in found)
+    assert set(PRINTED_RATIOS) == {"PE", *COMMITTED_SHAPES}
+    for architecture in ARCHITECTURES:
+        assert () in architecture.baselines  # the single-cycle Booth baseline
+        assert any(as_published(", ".join(names)) for names in architecture.transformed)
+
+
 def test_element_ratios_are_ours():
-    claim = next(c for c in engines.element_claims() if c.name == "OPT1 / MAC PE, maximum frequency")
+    claim = next(c for c in engines.element_claims() if c.name == "OPT1 / MAC PE, frequency")
     assert 1.2 < check(claim).ours.value < 2.5

@@ -1,9 +1,9 @@
 """System 01: bit-weight transformations of tensor processing engines (HPCA 2025, arXiv 2503.06342).
 
 Its claims are in `tensor_engine_digits` (encodings, statistics, synchronisation), `tensor_engine_exactness` (nests and
-widths), `tensor_engine_elements` (processing elements in gates) and `tensor_engine_claims` (arrays, networks, bit-slice
-peers); reports published with the paper in `tensor_engine_reports`, the engines that are compared in
-`tensor_engine_variants`.
+widths), `tensor_engine_elements` (processing elements in gates), `tensor_engine_arrays` (whole arrays in gates) and
+`tensor_engine_claims` (networks, bit-slice peers, and all of these in one list); reports published with the paper in
+`tensor_engine_reports`, the engines that are compared in `tensor_engine_variants`.
 """
 
 from __future__ import annotations

@@ -83,6 +83,18 @@ ENCODED_SCALES: dict[str, dict[str, tuple[int, int, int]]] = {
     for scale, side in (("256 GOPS", 16), ("1 TOPS", 32), ("4 TOPS", 64))
 }  # fmt: skip
 
+# The arrays of the committed synthesis reports: dataflow, rows, columns, depth.
+COMMITTED_SHAPES = {
+    "output-stationary 16x16": ("os", 16, 16, 1),
+    "weight-stationary 16x16": ("ws", 1, 16, 16),
+    "3D-cube 8x8x8": ("cube", 8, 8, 8),
+}
+
+
+def as_published(names: str) -> bool:
+    """Whether an engine takes the paper's steps only, without our unsigned partial products and pipeline cuts."""
+    return not any(ours in names for ours in ("sign_free", "pipeline", "carry_in"))
+
 
 def serial_engine(transformations: tuple[str, ...]) -> TensorEngine:
     """A digit-serial engine of 16 columns of 16 elements, EN-T digits."""

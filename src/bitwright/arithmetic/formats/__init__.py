@@ -15,7 +15,7 @@ from bitwright.arithmetic.formats.base import (
 )
 from bitwright.arithmetic.formats.elements import FLOATS, BipolarElement, IntegerElement, PowerOfTwoElement
 from bitwright.arithmetic.formats.integer import AsymmetricInteger
-from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs
+from bitwright.arithmetic.formats.outlier_victim import named_pairs
 from bitwright.arithmetic.formats.scaled import Scaled
 from bitwright.arithmetic.formats.shared_exponent import MICROSCALING, block_floating_point, microscaling
 from bitwright.core.errors import InputError
@@ -52,14 +52,15 @@ FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
     rf"({'|'.join(MICROSCALING)})(?:_(\d+))?": lambda found: microscaling(
         found[1], int(found[2]) if found[2] else None
     ),
-    rf"ovp([48]){_SCALE}": lambda found: OutlierVictimPairs(int(found[1]), granularity(found[2])),
+    rf"ovp(\d+)((?:_\w+?)*){_SCALE}": lambda found: named_pairs(int(found[1]), found[2], granularity(found[3])),
     r"bfp(\d+)_(\d+)": lambda found: block_floating_point(int(found[1]), int(found[2])),
 }
 GRAMMAR = (
     "int4/32 (2 to 8 bits, a scale per 32 values; or /row, /tensor; ,fp16 for half-precision scales), uint4/128 (with "
     "zero points), bipolar4/row (1 to 8 bits, odd integers), shift5/row (powers of two of 3 to 6 bits), "
     f"{', '.join(FLOATS)} (scales as above, or /none), {', '.join(MICROSCALING)} (blocks of 32, or as in mxfp4_16), "
-    "bfp12_32 (4-bit integers and an 8-bit exponent per 32), ovp4 and ovp8 (outlier-victim pairs, scales as above)"
+    "bfp12_32 (4-bit integers and an 8-bit exponent per 32), ovp4 and ovp8 (outlier-victim pairs, scales as above; "
+    "with ovp4_flint, ovp8_e4m3, ovp4_left, ovp4_bias3 for other values)"
 )
 
 

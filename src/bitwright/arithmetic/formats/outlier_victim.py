@@ -1,13 +1,19 @@
 """Outlier-victim pairs: dense 4- or 8-bit codes in which an outlier takes the place of its neighbour (OliVe).
 
-Neighbours along the last axis form pairs. Where neither is an outlier, both are integers of +-(2^(bits-1) - 1). An
-outlier is stored as a biased float ("abfloat") in its own slot; the other slot, the victim, holds the identifier
-2^(bits-1), reads as zero, and says what its neighbour is. Of two outliers the larger survives (`keep="left"`: the left
-one, as in the released code). A value is an outlier when the nearest value of both grids together is an outlier's.
+Neighbours along the last axis form pairs. Where neither is an outlier, both are normal values: integers of
++-(2^(bits-1) - 1), or for 4 bits flint, +-{0, 1, 2, 3, 4, 6, 8, 16}. An outlier is stored as a biased float ("abfloat")
+in its own slot; the other slot, the victim, holds the identifier 2^(bits-1), reads as zero, and says what its neighbour
+is. Of two outliers the larger survives (`keep="left"`: the left one, as in the released code). A value is an outlier
+when the nearest value of both grids together is an outlier's; ties go to the smaller magnitude, between integers to
+the even one.
 
-abfloat: a sign, two exponent bits e and bits - 3 mantissa bits m, (1.m) << (e + 2) counted from the top of the
-integers, in their units: +-12 to 96 for 4 bits, +-132 to 2016 for 8 bits (the lowest code is not used). The paper has
-four exponent bits for 8-bit codes, whose products leave 32 bits; the released code has two.
+abfloat: a sign, e exponent bits and m mantissa bits, (2^m + mantissa) << (exponent + bias) in units of the normal
+values. The lowest code is not used. The bias is the smallest one that leaves all others beyond the normal values: +-12
+to 96 beside 4-bit integers, +-24 to 192 beside flint, +-132 to 2016 (e2m5, as in the released code) or +-144 to 2^15
+(e4m3, as in the paper; cut there, so that a product of two fits 32 bits) beside 8-bit integers.
+
+A decoder emits pairs <exponent, integer>, whose products are <a + c, b * d>; 8-bit codes are two such pairs, <4 + e, h>
+and <e, l> with 4-bit h and l, so that four products of 4 bits make one of 8.
 
 Source: arXiv 2304.07493 (ISCA 2023), sections on pair encoding and abfloat; the scale search is that of the released
 quantiser, 75 to 250 percent of |mean| + 3 deviations in steps of 2.
@@ -15,32 +21,45 @@ quantiser, 75 to 250 percent of |mean| + 3 deviations in steps of 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitwright import _native
 from bitwright.arithmetic.formats import base
 from bitwright.arithmetic.formats.base import Array, Encoded, Granularity
 from bitwright.core.errors import InputError
 
 Keep = Literal["larger", "left"]
+Normal = Literal["int", "flint"]
 SEARCH = (75, 250, 2)  # first, last and step of the scales tried, percent
-_SEARCHED_VALUES = 4096  # of a row at most; a tensor's scale is searched on 64 times as many
+LARGEST = 1 << 15  # of an outlier, in units of the normal values
+_UNREACHED = 100  # a bias that puts outliers beyond every value, for integers without outliers
+_FLINT = (0, 1, 2, 3, 16, 8, 4, 6)  # what the 3-bit codes of flint mean
 
 
 @dataclass(frozen=True)
 class OutlierVictimPairs:
     """Pairs of `bits`-bit codes, one scale per tensor, row or group (of an even size), found by least squares.
 
-    Raises InputError for other than 4 or 8 bits, odd groups, and no scale.
+    `exponent_bits` and `bias` are those of outliers (None: see the module). An odd last axis is filled up with a zero,
+    unless `pad` is false. `search_percent` are the scales tried, as in `range`. Raises InputError for other than 4 or 8
+    bits, odd groups, no scale, 8-bit flint, exponents without a mantissa, an empty search, and biases that put outliers
+    among the normal values or beyond `LARGEST`.
     """
 
     bits: int = 4
     granularity: Granularity = "row"
     keep: Keep = "larger"
+    normal: Normal = "int"
+    exponent_bits: int = 2
+    bias: int | None = None
+    pad: bool = True
+    search_percent: tuple[int, int, int] = SEARCH
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -49,11 +68,33 @@ class OutlierVictimPairs:
             raise InputError(f"Outlier-victim pairs need scales, over groups of even size; not {self.granularity!r}.")
         if self.keep not in ("larger", "left"):
             raise InputError(f"Of two outliers the larger or the left one is kept, not {self.keep!r}.")
+        if self.normal not in ("int", "flint") or (self.normal == "flint" and self.bits != 4):
+            raise InputError(f"Normal values of {self.bits} bits are int{' or flint' * (self.bits == 4)}, "
+                             f"not {self.normal!r}.")  # fmt: skip
+        most = min(4, self.bits - 2)
+        if not 1 <= self.exponent_bits <= most:
+            raise InputError(f"Outliers of {self.bits} bits have 1 to {most} exponent bits, not {self.exponent_bits}.")
+        if not self.search_percent[0] > 0 or not range(*self.search_percent):
+            raise InputError(f"A search over {self.search_percent} percent; expected first > 0, last, step.")
+        smallest = (1 << self.mantissa_bits) + 1
+        fitting = [shift for shift in range(12) if self.top < smallest << shift <= LARGEST]
+        if self.bias is None:
+            object.__setattr__(self, "bias", fitting[0])
+        elif self.bias not in fitting:
+            raise InputError(
+                f"A bias of {self.bias} puts the smallest outlier, {smallest} << bias, among the normal values (up to "
+                f"{self.top}) or beyond {LARGEST}; take {fitting[0]} to {fitting[-1]}."
+            )
 
     @property
     def name(self) -> str:
-        """For example "ovp4/row"."""
-        return f"ovp{self.bits}/{self.granularity}"
+        """For example "ovp4/row", "ovp4_flint/tensor", "ovp8_e4m3/row"."""
+        own = replace(self, bias=None)
+        parts = [f"ovp{self.bits}"]
+        parts += ["flint"] * (self.normal == "flint") + ["left"] * (self.keep == "left")
+        parts += [f"e{self.exponent_bits}m{self.mantissa_bits}"] * (self.exponent_bits != 2)
+        parts += [f"bias{self.bias}"] * (self.bias != own.bias)
+        return "_".join(parts) + f"/{self.granularity}"
 
     @property
     def code_bits(self) -> int:
@@ -63,31 +104,71 @@ class OutlierVictimPairs:
     @property
     def operand(self) -> str | None:
         """Decoded pairs of 4 bits as exponent and integer; pairs of 8 bits take four such products."""
-        return "ovp4" if self.bits == 4 else None
+        highest = (1 << self.exponent_bits) - 1 + self.shift
+        return "ovp4" if self.bits == 4 and highest < 8 else None
 
     @property
     def identifier(self) -> int:
         """The code of a victim."""
         return 1 << (self.bits - 1)
 
-    @cached_property
-    def outliers(self) -> NDArray[np.int64]:
-        """What the code of an outlier means, (2^bits,); 0 for codes that are not used."""
-        codes = np.arange(1 << self.bits)
-        magnitude = codes & (self.identifier - 1)
-        mantissa_bits = self.bits - 3
-        exponent, mantissa = magnitude >> mantissa_bits, magnitude & ((1 << mantissa_bits) - 1)
-        value = np.where(magnitude == 0, 0, ((1 << mantissa_bits) + mantissa) << (exponent + 2))
-        return np.where(codes >= self.identifier, -value, value).astype(np.int64)
+    @property
+    def mantissa_bits(self) -> int:
+        """Of an outlier."""
+        return self.bits - 1 - self.exponent_bits
+
+    @property
+    def shift(self) -> int:
+        """The bias, whether given or found."""
+        return int(self.bias or 0)
+
+    @property
+    def top(self) -> int:
+        """The largest normal value."""
+        return 16 if self.normal == "flint" else self.identifier - 1
 
     @cached_property
-    def _grid(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
-        """Magnitudes of outliers, where one rounds up to the next (the first: from integers), and their codes."""
-        positive = np.flatnonzero(self.outliers > 0)
-        order = positive[np.argsort(self.outliers[positive])]
-        values = self.outliers[order].astype(np.float32)
-        before = np.concatenate([[np.float32(self.identifier - 1)], values[:-1]])
-        return values, ((before + values) / 2).astype(np.float32), order.astype(np.uint8)
+    def normals(self) -> NDArray[np.int64]:
+        """What the code of a normal value means, (2^bits,); 0 for the identifier."""
+        codes = np.arange(1 << self.bits)
+        if self.normal == "flint":
+            magnitude = np.array(_FLINT)[codes & 7]
+            return np.asarray(np.where(codes > 8, -magnitude, magnitude * (codes < 8)), np.int64)
+        signed = (codes ^ self.identifier) - self.identifier
+        return np.asarray(np.where(codes == self.identifier, 0, signed), np.int64)
+
+    @cached_property
+    def outliers(self) -> NDArray[np.int64]:
+        """What the code of an outlier means, (2^bits,); 0 for the lowest, which is not used."""
+        codes = np.arange(1 << self.bits)
+        exponent, integer = self._outlier_parts(codes)
+        return np.asarray(integer << exponent, np.int64)
+
+    @property
+    def largest(self) -> int:
+        """The largest outlier that is encoded."""
+        return int(self.outliers[self.outliers <= LARGEST].max())
+
+    def _outlier_parts(self, codes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Exponent and signed integer of the codes of outliers; of the unused code 0 and 0."""
+        magnitude = codes.astype(np.int64) & (self.identifier - 1)
+        used = magnitude > 0
+        integer = (1 << self.mantissa_bits) + (magnitude & ((1 << self.mantissa_bits) - 1))
+        exponent = np.where(used, (magnitude >> self.mantissa_bits) + self.shift, 0)
+        return exponent, np.where(used, np.where(codes >= self.identifier, -integer, integer), 0)
+
+    def _normal_parts(self, codes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Exponent and signed integer of the codes of normal values."""
+        value = self.normals[codes]
+        if self.normal == "int":
+            return np.zeros_like(value), value
+        exponent = np.array([0, 0, 0, 0, 4, 3, 1, 1])[codes.astype(np.int64) & 7]
+        return exponent, np.sign(value) * (np.abs(value) >> exponent)
+
+    @property
+    def _settings(self) -> tuple[int, int, int, float, float, bool, bool]:
+        return (self.bits, self.mantissa_bits, self.shift, float(self.top), float(self.largest),
+                self.normal == "flint", self.keep == "left")  # fmt: skip
 
     def bits_per_element(self, shape: tuple[int, ...]) -> float:
         """Codes, an odd tail filled up, and float32 scales."""
@@ -103,97 +184,88 @@ class OutlierVictimPairs:
     def encode(self, x: Array, scale: NDArray[np.float32] | None = None) -> Encoded:
         """Codes of x (..., k), with a known `scale` of the shape that `Encoded.scale` has, or the best of the search.
 
-        Raises InputError for NaN, infinities, and scales that are not positive.
+        Raises InputError for NaN, infinities, scales that are not positive, and an odd last axis where `pad` is false.
         """
         real = base.finite(x, self.name)
         missing = self._padded(real.shape[-1]) - real.shape[-1]
+        if real.shape[-1] % 2 and not self.pad:
+            raise InputError(f"{self.name}: pairs of a last axis of {real.shape[-1]}; make it even or allow padding.")
         filled = np.pad(real, [(0, 0)] * (real.ndim - 1) + [(0, missing)]) if missing else real
         grouped = base.groups_of(filled, self.granularity, self.name)
         rows = grouped.reshape(-1, grouped.shape[-1])
         if scale is None:
-            flat = self.search(rows)
+            flat = self.search(rows)[0]
         else:
-            flat = np.asarray(scale, np.float32).reshape(-1)
-            if flat.size != len(rows) or not (flat > 0).all():
+            flat = np.ascontiguousarray(scale, np.float32).reshape(-1)
+            if flat.size != len(rows) or not (flat > 0).all() or not np.isfinite(flat).all():
                 raise InputError(f"{self.name}: expected {len(rows)} positive scales, got {flat.size}.")
-        codes = self._codes(rows, flat)
+        codes = np.empty(filled.size, np.uint8)
+        _native.outlier_victim_encode(np.ascontiguousarray(rows).reshape(-1), flat, *self._settings, codes)
         single = self.granularity == "tensor"
         return Encoded(codes.reshape(filled.shape), flat.reshape(()) if single else flat.reshape(grouped.shape[:-1]),
                        None, real.shape)  # fmt: skip
 
-    def search(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The scale of least squared error for every row (rows, size), of the candidates of `SEARCH`.
+    def search(self, rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """The scale of least squared error for every row (rows, even size), of the candidates, and that error.
 
-        Long rows are searched on evenly spaced pairs.
+        Rows of zeros get a scale as if their largest value were 1.
         """
-        most = _SEARCHED_VALUES * (64 if len(rows) == 1 else 1)
-        if rows.shape[1] > most:
-            picked = np.linspace(0, rows.shape[1] // 2 - 1, most // 2).astype(int)
-            rows = np.ascontiguousarray(rows.reshape(len(rows), -1, 2)[:, picked].reshape(len(rows), -1))
         mean, deviation = rows.mean(axis=1, dtype=np.float64), rows.std(axis=1, dtype=np.float64)
-        base_value = np.abs(mean) + 3 * deviation
-        base_value = np.where(base_value > 0, base_value, 1.0) / (self.identifier - 1)
-        best, found = np.full(len(rows), np.inf), base_value.astype(np.float32)
-        for percent in range(*SEARCH):
-            scale = np.maximum(base_value * percent / 100, np.finfo(np.float32).tiny).astype(np.float32)
-            values = self._values(self._codes(rows, scale)) * scale[:, None]
-            error = np.square(values - rows, dtype=np.float32).sum(axis=1, dtype=np.float64)
-            better = error < best
-            best[better], found[better] = error[better], scale[better]
-        return found
-
-    def _codes(self, rows: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.uint8]:
-        scaled = rows / scale[:, None]
-        magnitude = np.abs(scaled)
-        _, edges, codes = self._grid
-        outlier = magnitude > edges[0]
-        top = np.float32(self.identifier - 1)
-        integers = np.clip(np.rint(scaled), -top, top).astype(np.int16)
-        made: NDArray[np.uint8] = (integers & (2 * self.identifier - 1)).astype(np.uint8)
-        if not outlier.any():
-            return made
-        left, right = outlier[:, 0::2], outlier[:, 1::2]
-        wins = magnitude[:, 1::2] > magnitude[:, 0::2] if self.keep == "larger" else False
-        right = right & (~left | wins)
-        left = left & ~right
-        kept = np.empty_like(outlier)
-        kept[:, 0::2], kept[:, 1::2] = left, right
-        place = np.searchsorted(edges, magnitude[kept], side="left") - 1  # ties go to the smaller outlier
-        made[kept] = codes[place] | np.where(scaled[kept] < 0, self.identifier, 0).astype(np.uint8)
-        made[:, 1::2][left] = self.identifier
-        made[:, 0::2][right] = self.identifier
-        return made
-
-    def _values(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.integers(codes).astype(np.float32)
+        reach = np.abs(mean) + 3 * deviation
+        reach = np.where(reach > 0, reach, 1.0) / self.top
+        found, error = np.empty(len(rows), np.float32), np.empty(len(rows), np.float64)
+        _native.outlier_victim_search(
+            np.ascontiguousarray(rows, np.float32).reshape(-1), reach,
+            np.arange(*self.search_percent, dtype=np.float64), *self._settings, found, error,
+        )  # fmt: skip
+        return found, error
 
     def integers(self, codes: NDArray[Any]) -> NDArray[np.int64]:
-        """Values of codes (..., even k) in units of the integers; 0 for victims. Raises InputError for two victims."""
-        half = self.identifier
-        victim = codes == half
+        """Values of codes (..., even k) in units of the normal values; 0 for victims. Raises InputError for two
+        victims."""
+        victim, partner = self._victims(codes)
+        return np.where(victim, 0, np.where(partner, self.outliers[codes], self.normals[codes]))
+
+    def _victims(self, codes: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which codes are victims, and which are outliers beside one."""
+        victim = codes == self.identifier
         partner = victim.reshape(*codes.shape[:-1], -1, 2)[..., ::-1].reshape(codes.shape)
         if (victim & partner).any():
             raise InputError(f"{self.name}: a pair holds two victims, which no encoder makes.")
-        normal = (codes.astype(np.int64) ^ half) - half
-        return np.where(victim, 0, np.where(partner, self.outliers[codes], normal))
+        return victim, partner
+
+    def exponent_integers(self, codes: NDArray[Any]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """What the decoder emits for codes (..., even k): exponents and integers, one pair of arrays for 4 bits, two
+        for 8, most significant first; their sum of integer << exponent is the value. Raises as `integers`."""
+        victim, partner = self._victims(codes)
+        (outlier_exponent, outlier), (normal_exponent, normal) = self._outlier_parts(codes), self._normal_parts(codes)
+        exponent = np.where(victim, 0, np.where(partner, outlier_exponent, normal_exponent))
+        integer = np.where(victim, 0, np.where(partner, outlier, normal))
+        if self.bits == 4:
+            return [(exponent, integer)]
+        return [(exponent + 4, integer >> 4), (exponent, integer & 15)]
 
     def operand_words(self, encoded: Encoded) -> NDArray[np.int64]:
-        """What the decoder of 4-bit pairs emits for every code: exponent (3 bits) and signed integer (4 bits)."""
-        if self.bits != 4:
-            raise InputError("Only pairs of 4 bits have exponent-integer words; 8 bits take four products of them.")
-        codes = encoded.codes
-        victim = codes == self.identifier
-        partner = victim.reshape(*codes.shape[:-1], -1, 2)[..., ::-1].reshape(codes.shape)
-        exponent = np.where(partner, ((codes & 7) >> 1) + 2, 0)
-        magnitude = 2 + (codes & 1).astype(np.int64)
-        integer = np.where(partner, np.where(codes >= 8, -magnitude, magnitude), (codes.astype(np.int64) ^ 8) - 8)
-        word = (exponent.astype(np.int64) << 4) | (np.where(victim, 0, integer) & 15)
-        word = np.where(victim, 0, word)
+        """Exponents (3 bits) and signed integers (4 bits) of 4-bit codes as the words that engines take."""
+        if self.operand is None:
+            raise InputError(
+                f"{self.name} has no words of 3-bit exponents and 4-bit integers; 8 bits take four products."
+            )
+        exponent, integer = self.exponent_integers(encoded.codes)[0]
+        word = (exponent << 4) | (integer & 15)
         return np.asarray((word ^ 64) - 64)
 
     def decode(self, encoded: Encoded) -> NDArray[np.float32]:
-        """Integers times their scales."""
-        return base.decode_integers(self.integers(encoded.codes), encoded)
+        """Values times their scales. Raises InputError for two victims in a pair."""
+        real = np.empty(encoded.codes.size, np.float32)
+        normal, outlier = (np.zeros(256, np.float32) for _ in range(2))
+        normal[: 1 << self.bits], outlier[: 1 << self.bits] = self.normals, self.outliers
+        scale = np.ascontiguousarray(encoded.scale, np.float32).reshape(-1)
+        codes = np.ascontiguousarray(encoded.codes, np.uint8).reshape(-1)
+        if _native.outlier_victim_decode(codes, scale, normal, outlier, self.identifier, real):
+            raise InputError(f"{self.name}: a pair holds two victims, which no encoder makes.")
+        whole: NDArray[np.float32] = real.reshape(encoded.codes.shape)
+        return whole if whole.shape == encoded.shape else np.ascontiguousarray(whole[..., : encoded.shape[-1]])
 
     def pack(self, encoded: Encoded) -> NDArray[np.uint8]:
         """Codes, two of 4 bits in a byte, then scales."""
@@ -210,11 +282,100 @@ class OutlierVictimPairs:
             raise InputError(f"{self.name} {shape} is {code_bytes + 4 * scales} bytes, not {packed.size}.")
         codes = base.unpack_codes(packed[:code_bytes], self.bits, rows * size).astype(np.uint8)
         codes = codes.reshape(*shape[:-1], size)
-        self.integers(codes)
+        self._victims(codes)
         scale = np.frombuffer(packed[code_bytes:].tobytes(), np.float32)
         single = self.granularity == "tensor"
         return Encoded(codes, scale.reshape(()) if single else scale.reshape(*shape[:-1], scales // max(1, rows)), None,
                        shape)  # fmt: skip
+
+
+def named_pairs(bits: int, options: str, granularity: Granularity) -> OutlierVictimPairs:
+    """From the parts of a name: "_flint", "_left", "_e4m3" and "_bias3", in any order. Raises InputError for others."""
+    chosen: dict[str, Any] = {}
+    for option in options.split("_")[1:]:
+        exponent, bias = re.fullmatch(r"e(\d)m(\d)", option), re.fullmatch(r"bias(\d+)", option)
+        if option == "flint":
+            chosen["normal"] = "flint"
+        elif option == "left":
+            chosen["keep"] = "left"
+        elif bias:
+            chosen["bias"] = int(bias[1])
+        elif exponent and int(exponent[1]) + int(exponent[2]) == bits - 1:
+            chosen["exponent_bits"] = int(exponent[1])
+        else:
+            raise InputError(f"Outlier-victim pairs of {bits} bits have options flint, left, e2m{bits - 3} and bias2, "
+                             f"not {option!r}.")  # fmt: skip
+    return OutlierVictimPairs(bits, granularity, **chosen)
+
+
+def adaptive_pairs(
+    x: Array,
+    granularity: Granularity = "row",
+    keep: Keep = "larger",
+    search_percent: tuple[int, int, int] = SEARCH,
+) -> OutlierVictimPairs:
+    """4-bit pairs with whichever normal values, integers or flint, round x with the smaller squared error after both
+    searched their scales (one type for the whole tensor)."""
+    made = [OutlierVictimPairs(4, granularity, keep, "int", search_percent=search_percent)]
+    made.append(replace(made[0], normal="flint", bias=None))
+    errors = [base.error_statistics(form, x).relative_mse for form in made]
+    return made[int(errors[1] < errors[0])]
+
+
+def clipping_search(rows: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """The scale (rows,) of least squared error for plain integers of `bits` bits: 2 to 100 percent of the one that maps
+    a row's largest magnitude to the top of the range."""
+    top = float((1 << (bits - 1)) - 1)
+    largest = np.abs(rows).max(axis=1).astype(np.float64)
+    found, error = np.empty(len(rows), np.float32), np.empty(len(rows), np.float64)
+    even = np.pad(rows, [(0, 0), (0, rows.shape[1] % 2)])
+    _native.outlier_victim_search(
+        np.ascontiguousarray(even, np.float32).reshape(-1), np.where(largest > 0, largest, 1.0) / top,
+        np.arange(100, 0, -2, dtype=np.float64), bits, 1, _UNREACHED, top, 2.0 ** (_UNREACHED + 3),
+        False, False, found, error,
+    )  # fmt: skip
+    return found
+
+
+def exponent_integer_matmul(
+    a_format: OutlierVictimPairs, a: NDArray[Any], b_format: OutlierVictimPairs, b: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Sums over k of products <e_a + e_b, i_a * i_b> of codes a (m, even k) and b (n, even k): int64 (m, n), exact.
+
+    The multipliers see only the 4-bit integers; products that share an exponent are added before they are shifted.
+    Raises InputError for other shapes, and as `OutlierVictimPairs.integers`.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise InputError(f"Codes (m, k) and (n, k) asked for; got {a.shape} and {b.shape}.")
+    total = np.zeros((len(a), len(b)), np.int64)
+    for e_a, i_a in a_format.exponent_integers(a):
+        for e_b, i_b in b_format.exponent_integers(b):
+            for one in np.unique(e_a):
+                for two in np.unique(e_b):
+                    products = base.exact_product(np.where(e_a == one, i_a, 0), np.where(e_b == two, i_b, 0))
+                    total += products << int(one + two)
+    return total
+
+
+def packed_matmul(
+    a_format: OutlierVictimPairs,
+    a: NDArray[np.uint8],
+    a_shape: tuple[int, int],
+    b_format: OutlierVictimPairs,
+    b: NDArray[np.uint8],
+    b_shape: tuple[int, int],
+) -> NDArray[np.float32]:
+    """a (m, k) @ b (n, k)^T from packed bytes with scales per tensor or row, float32: integer sums, then the scales.
+
+    Raises InputError for scales per group, and as `OutlierVictimPairs.unpack` and `exponent_integer_matmul`.
+    """
+    left, right = a_format.unpack(a, a_shape), b_format.unpack(b, b_shape)
+    for item in (left, right):
+        if item.scale.ndim and item.scale.shape[-1] != 1:
+            raise InputError("A product of packed pairs takes scales per tensor or row; use formats.matmul for groups.")
+    sums = exponent_integer_matmul(a_format, left.codes, b_format, right.codes)
+    rows, columns = (item.scale.reshape(-1, 1) if item.scale.ndim else item.scale for item in (left, right))
+    return (sums.astype(np.float64) * rows * columns.T).astype(np.float32)
 
 
 @dataclass(frozen=True)
