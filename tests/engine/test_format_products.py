@@ -11,7 +11,7 @@ from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.engine.baselines import gemm
 from bitwright.engine.engine_gates import engine_gates, normal_products
 from bitwright.engine.evaluate import run
-from bitwright.engine.format_products import is_product, nearest_words, product_unit
+from bitwright.engine.format_products import is_product, nearest_words, normal_words, product_name, product_unit
 from bitwright.engine.gate_simulation import simulate
 from bitwright.engine.libraries import find_library
 from bitwright.engine.notation import parse_nest, print_nest
@@ -34,8 +34,11 @@ UNITS = (
     "int8*power5",
     "ovp4",
     "lmul_e4m3",
+    "lmul_e5m2",
     "fp8_e4m3*fp4_e2m1",
+    "fp8_e5m2*fp8_e4m3",
 )
+SHAPES = [("os", 3, 1), ("ws", 1, 3), ("cube", 2, 2), ("tree", 1, 4), ("matrix2d", 2, 1)]
 
 
 class Unit(Component):
@@ -67,20 +70,62 @@ def test_float_tables_are_products_of_ml_dtypes(name):
     assert np.array_equal(found, expected)
 
 
-def lmul_reference(x, y):
-    """The adder rule of L-Mul for one pair of E4M3 codes, in plain integers."""
-    if (x & 0x7F) < 8 or (y & 0x7F) < 8:
+def test_mixed_fp8_products_are_those_of_ml_dtypes():
+    unit = product_unit("fp8_e5m2*fp8_e4m3")
+    codes = np.arange(256, dtype=np.uint8)
+    left, right = (codes.view(kind).astype(np.float64) for kind in (ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fn))
+    a, b = np.isfinite(left), np.isfinite(right)
+    assert np.array_equal(unit.values(codes[a, None], codes[None, b]) * 2.0**unit.lsb, left[a, None] * right[None, b])
+    assert (a == unit.a.numbers).all()
+    assert (b == unit.b.numbers).all()
+
+
+def lmul_reference(x, y, offset, mantissa_bits, top, kind):
+    """The adder rule of L-Mul for one pair of FP8 codes, in plain integers."""
+    lowest = 1 << mantissa_bits
+    if (x & 0x7F) < lowest or (y & 0x7F) < lowest:
         return 0.0
-    total = (x & 0x7F) + (y & 0x7F) - (7 * 8 - 1)
-    code = 0 if total < 8 else min(total, 0x7E)
-    magnitude = float(np.uint8(code).view(ml_dtypes.float8_e4m3fn))
+    total = (x & 0x7F) + (y & 0x7F) - offset
+    code = 0 if total < lowest else min(total, top)
+    magnitude = float(np.uint8(code).view(kind))
     return -magnitude if (x ^ y) & 0x80 else magnitude
 
 
-def test_l_mul_adds_codes():
-    unit = product_unit("lmul_e4m3")
-    expected = [[lmul_reference(x, y) for y in range(256)] for x in range(256)]
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("lmul_e4m3", (7 * 8 - 1, 3, 0x7E, ml_dtypes.float8_e4m3fn)),
+     ("lmul_e5m2", (15 * 4 - 1, 2, 0x7B, ml_dtypes.float8_e5m2))],
+)  # fmt: skip
+def test_l_mul_adds_codes(name, rule):
+    unit = product_unit(name)
+    expected = [[lmul_reference(x, y, *rule) for y in range(256)] for x in range(256)]
     assert np.array_equal(unit.table * 2.0**unit.lsb, np.array(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [("fp8_e4m3", 0x7F), ("fp8_e4m3", -1), ("lmul_e5m2", 0x7C), ("fp8_e5m2*fp4_e2m1", -4)]
+)
+def test_codes_of_nan_and_infinity_are_refused(name, bad):
+    unit = product_unit(name)
+    with pytest.raises(InputError, match=r"operand A has the code .* NaN or infinity"):
+        unit.values([1, bad], [1, 1])
+    nest = TensorEngine(2, 2, multiplier=name, accumulator_bits=60).nest
+    with pytest.raises(InputError, match="NaN or infinity"):
+        run(nest, [[1, bad]], [[1], [1]])
+
+
+def test_normal_words_are_those_that_encoders_make():
+    rng = np.random.default_rng(0)
+    pairs = product_unit("ovp4").a
+    decoded = {*range(-7, 8), *(sign * value for sign in (-1, 1) for value in (12, 16, 24, 32, 48, 64, 96))}
+    everything = nearest_words(pairs, np.linspace(-120, 120, 5001)) & 127
+    assert {int(value) for value in pairs.integers[everything]} == decoded
+    assert ((everything >> 4 == 0) == (np.abs(pairs.integers[everything]) <= 7)).all()
+    assert np.std(pairs.integers[normal_words(pairs, rng, (20000,)) & 127]) == pytest.approx(7 / 3, rel=0.03)
+    chosen = normal_words(product_unit("int8*mask").b, rng, (20000,)) & 3
+    assert set(chosen.tolist()) == {0, 1}
+    assert chosen.mean() == pytest.approx(0.5, abs=0.02)
+    assert (normal_words(product_unit("int8*uint4").b, rng, (20000,)) & 15).mean() == pytest.approx(7.5, abs=0.1)
 
 
 def test_other_operands():
@@ -104,7 +149,7 @@ def test_circuits_equal_tables_for_every_pair_of_words(name):
     drive = {key: np.resize(words, (rows, lanes)) for key, words in (("a", a), ("b", b))}
     found = simulate(netlist, drive).outputs["p"].reshape(-1)[: a.size]
     mask = np.uint64((1 << unit.product_bits) - 1)
-    assert np.array_equal(found & mask, unit.values(a, b).astype(np.uint64) & mask)
+    assert np.array_equal(found & mask, unit.table[a, b].astype(np.uint64) & mask)
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -135,17 +180,32 @@ def test_arrays_of_units_in_amaranth(name):
 
 @pytest.mark.eda
 @pytest.mark.skipif(not shutil.which("iverilog"), reason="Icarus is not installed")
-@pytest.mark.parametrize(("dataflow", "rows", "depth"), [("os", 3, 1), ("ws", 1, 3), ("cube", 2, 2), ("tree", 1, 4),
-                                                         ("matrix2d", 2, 1)])  # fmt: skip
+@pytest.mark.parametrize(("dataflow", "rows", "depth"), SHAPES)
 def test_every_dataflow_in_icarus(dataflow, rows, depth):
     engine = TensorEngine(rows, 3, (), dataflow, depth, accumulator_bits=48, multiplier="fp8_e4m3")
     assert verify(engine, vectors=500, simulator="icarus").passed
 
 
-def test_netlists_and_energy():
-    engine = TensorEngine(2, 2, multiplier="ovp4", accumulator_bits=24)
+@pytest.mark.eda
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("iverilog"), reason="Icarus is not installed")
+@pytest.mark.parametrize(("dataflow", "rows", "depth"), SHAPES)
+@pytest.mark.parametrize("name", UNITS)
+def test_every_unit_in_every_dataflow(name, dataflow, rows, depth):
+    bits = min(64, product_unit(name).product_bits + 11)
+    engine = TensorEngine(rows, 3, (), dataflow, depth, accumulator_bits=bits, multiplier=name)
+    assert verify(engine, vectors=300, simulator="icarus").passed
+
+
+@pytest.mark.parametrize("name", ["ovp4", pytest.param("lmul_e5m2", marks=pytest.mark.slow)])
+def test_netlists(name):
+    engine = TensorEngine(2, 2, multiplier=name, accumulator_bits=40)
+    assert verify_netlist(engine, find_library("predictive-28nm"), vectors=60).passed
+
+
+@pytest.mark.slow
+def test_energy_follows_the_width_of_the_product():
     library = find_library("predictive-28nm")
-    assert verify_netlist(engine, library, vectors=60).passed
     cheap, dear = (engine_gates(TensorEngine(2, 2, multiplier=name, accumulator_bits=40), library)
                    for name in ("fp4_e2m1", "fp8_e4m3"))  # fmt: skip
     assert cheap.area_um2 < dear.area_um2
@@ -164,7 +224,11 @@ def test_text_and_errors():
         assert parse_nest(print_nest(nest)) == nest
     assert not is_product("int8*int8*int8")
     with pytest.raises(UnknownNameError, match="multiplier"):
+        TensorEngine(multiplier="fp8_e6m1")
+    with pytest.raises(InputError, match="need 65 bits"):
         TensorEngine(multiplier="fp8_e5m2")
+    assert product_name("fp8_e5m2", "fp8_e5m2") is None
+    assert product_name("fp8_e5m2", "fp8_e4m3") == "fp8_e5m2*fp8_e4m3"
     with pytest.raises(InputError, match="at least 37"):
         TensorEngine(multiplier="fp8_e4m3")
     with pytest.raises(InputError):

@@ -43,6 +43,24 @@ def test_wider_l_mul_units(fmt):
         assert np.array_equal(found, lmul.multiply(x, y, fmt))
 
 
+@pytest.mark.parametrize("fmt", ["e4m3", "bf16"])
+def test_l_mul_without_range_checks_differs_out_of_range_only(fmt):
+    exponent_bits, mantissa_bits, _, top = L_MUL[fmt]
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(0, top + 1, 20000) for _ in range(2))
+    a[:500] = 0
+    plain = outputs(units.logarithmic_multiplier(*L_MUL[fmt], checks_range=False), a, b)
+    checked = outputs(units.logarithmic_multiplier(*L_MUL[fmt]), a, b)
+    low = 1 << mantissa_bits
+    one = 1 << (exponent_bits - 1)
+    places = (a >> mantissa_bits) + (b >> mantissa_bits)
+    inside = (places > one + 1) & (places < 3 * one - 3)  # sums well inside the exponents of the format
+    zero = (a < low) | (b < low)
+    assert np.array_equal(plain[inside | zero], checked[inside | zero])
+    assert not plain[zero].any()
+    assert (plain[~inside & ~zero] != checked[~inside & ~zero]).any()
+
+
 def test_truncating_float_multiplier():
     """Every pair of E4M3 fractions, exponents around the bias: truncated to the product's three bits."""
     rng = np.random.default_rng(1)

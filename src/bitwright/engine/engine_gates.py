@@ -26,7 +26,7 @@ from bitwright.core import cache
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.quantity import Evidence
 from bitwright.engine.evaluate import Integers
-from bitwright.engine.format_products import OperandKind, nearest_words, product_unit
+from bitwright.engine.format_products import OperandKind, normal_words, product_unit
 from bitwright.engine.gate_simulation import simulate
 from bitwright.engine.legality import largest_depth
 from bitwright.engine.liberty import Library
@@ -154,7 +154,7 @@ def normal_products(engine: TensorEngine, streams: int = _STREAMS, seed: int = 0
 
     def draw(shape: tuple[int, int], bits: int, kind: OperandKind | None) -> Integers:
         if kind:
-            return nearest_words(kind, rng.normal(0, kind.integers.max() / 4.9, shape))
+            return normal_words(kind, rng, shape)
         top_value = (1 << (bits - 1)) - 1
         values = np.rint(rng.normal(0, top_value / 4.9, shape))
         return np.clip(values, -top_value - 1, top_value).astype(np.int64)

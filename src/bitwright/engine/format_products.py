@@ -8,43 +8,65 @@ stands for zero, because idle cycles of an engine bring zeros.
 Units are named by their operands, `fp8_e4m3` for a kind times itself, `int8*shift3` for two kinds:
 
     intN, uint4      two's complement; an unsigned 4-bit integer, as gated shifted copies of the other operand
-    fp8_e4m3, fp6_e2m3, fp6_e3m2, fp4_e2m1   OCP codes; the two codes of NaN of E4M3 read as 480 and must not occur
+    fp8_e4m3, fp8_e5m2, fp6_e2m3, fp6_e3m2, fp4_e2m1   OCP codes; those of NaN and infinities are refused
     ovp4             what the decoder of an outlier-victim pair emits (arXiv 2304.07493): 3 bits e, 4 bits m
     shift3           +-2^e, e of 3 bits, as a weight (arXiv 2306.06446); bits 4 and 3: 00 zero, 01 plus, 11 minus
     power3 to power6 codes of the number formats shift3 to shift6: a sign and an exponent code, 0 for zero
     mask             0 or 1, for sums of selected values (arXiv 2306.06446)
-    lmul_e4m3        not a product: addition of two E4M3 codes, read as a number again (arXiv 2410.00907, adder form)
+    lmul_e4m3, lmul_e5m2   not products: addition of two FP8 codes, read as a number again (arXiv 2410.00907, adder
+                     form)
 
-FP8 E5M2 is not offered: its exact products need 66 bits.
+FP8 E5M2 multiplies other kinds, but not itself: those exact products need 65 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic.formats.elements import FLOATS, FloatElement, PowerOfTwoElement
-from bitwright.core.errors import UnknownNameError
+from bitwright.core.errors import InputError, UnknownNameError
 
 Integers = NDArray[np.int64]
+_MOST_BITS = 64
+_OUTLIERS = (12, 16, 24, 32, 48, 64, 96)
+_ADDERS = {"lmul_e4m3": "fp8_e4m3", "lmul_e5m2": "fp8_e5m2"}
 Circuit = Callable[[Any, Any, Any], Any]  # (module, word of a, word of b) -> signed product
 
 
 @dataclass(frozen=True)
 class OperandKind:
     """Words of `bits` bits. `integers`: what each of them means in units of 2^`lsb`, (2^bits,). `split`: (module, word)
-    -> the hardware values m (signed) and e (unsigned, or None)."""
+    -> the hardware values m (signed) and e (unsigned, or None).
+
+    `undefined`: codes of NaN and infinities, which have no product. `unused`: codes with a value that no encoder makes.
+    `sigma`: standard deviation of normal data in units of 2^lsb, where the format says more than its range does.
+    """
 
     name: str
     bits: int
     lsb: int
     integers: Integers
     split: Callable[[Any, Any], tuple[Any, Any]]
+    undefined: tuple[int, ...] = ()
+    unused: tuple[int, ...] = ()
+    sigma: float | None = None
+
+    @cached_property
+    def numbers(self) -> NDArray[np.bool_]:
+        """Which codes stand for a number, (2^bits,)."""
+        return ~np.isin(np.arange(1 << self.bits), self.undefined)
+
+    @cached_property
+    def words(self) -> Integers:
+        """The signed words of all numbers, the smallest number first."""
+        codes = np.flatnonzero(self.numbers)
+        return words_of(self, codes[np.argsort(self.integers[codes], kind="stable")])
 
 
 @dataclass(frozen=True)
@@ -69,15 +91,33 @@ class ProductUnit:
         """Bits of a word of B."""
         return self.b.bits
 
+    @cached_property
+    def range(self) -> tuple[int, int]:
+        """The smallest and the largest product of numbers."""
+        products = self.table[np.ix_(self.a.numbers, self.b.numbers)]
+        return int(products.min()), int(products.max())
+
     @property
     def product_bits(self) -> int:
         """Bits of the signed product."""
-        return max(int(self.table.max()).bit_length(), int(-self.table.min() - 1).bit_length()) + 1
+        return _signed_bits(*self.range)
 
     def values(self, a: ArrayLike, b: ArrayLike) -> Integers:
-        """Products of words, signed or unsigned readings, broadcast against each other."""
-        rows, columns = np.asarray(a) & ((1 << self.a_bits) - 1), np.asarray(b) & ((1 << self.b_bits) - 1)
-        return np.asarray(self.table[rows, columns])
+        """Products of words, signed or unsigned readings, broadcast against each other.
+
+        Raises InputError for codes of NaN and infinities.
+        """
+        codes = []
+        for side, kind, words in (("A", self.a, a), ("B", self.b, b)):
+            found = np.asarray(words) & ((1 << kind.bits) - 1)
+            if kind.undefined and not kind.numbers[found].all():
+                bad = found[~kind.numbers[found]].flat[0]
+                raise InputError(
+                    f"{self.name}: operand {side} has the code {int(bad):#04x}, which {kind.name} uses for NaN or "
+                    "infinity; encode finite values."
+                )
+            codes.append(found)
+        return np.asarray(self.table[codes[0], codes[1]])
 
     def matmul(self, a: ArrayLike, b: ArrayLike) -> Integers:
         """Sums of products of words (m, k) and (k, n), exact."""
@@ -95,16 +135,23 @@ def words_of(kind: OperandKind, codes: ArrayLike) -> Integers:
 
 
 def nearest_words(kind: OperandKind, values: ArrayLike) -> Integers:
-    """The signed words of the nearest representable values, `values` in units of 2^lsb."""
-    codes = np.arange(1 << kind.bits)
-    allowed = codes if kind.name != "fp8_e4m3" else codes[(codes & 0x7F) != 0x7F]
-    order = allowed[np.argsort(kind.integers[allowed], kind="stable")]
-    sorted_values = kind.integers[order]
+    """The signed words an encoder makes of the nearest representable values, `values` in units of 2^lsb."""
+    codes = np.flatnonzero(kind.numbers & ~np.isin(np.arange(1 << kind.bits), kind.unused))
+    grid, first = np.unique(kind.integers[codes], return_index=True)  # of codes with one value, the lowest
     real = np.asarray(values, np.float64)
-    right = np.clip(np.searchsorted(sorted_values, real), 1, len(order) - 1)
+    right = np.clip(np.searchsorted(grid, real), 1, len(grid) - 1)
     left = right - 1
-    closer = np.where(real - sorted_values[left] <= sorted_values[right] - real, left, right)
-    return words_of(kind, order[closer])
+    closer = np.where(real - grid[left] <= grid[right] - real, left, right)
+    return words_of(kind, codes[first[closer]])
+
+
+def normal_words(kind: OperandKind, rng: np.random.Generator, shape: tuple[int, ...]) -> Integers:
+    """Words of normal data in the middle of the range; the largest of 2^20 samples would end it (sigma = half / 4.9)
+    unless the kind has a sigma of its own."""
+    values = kind.integers[kind.numbers]
+    low, high = int(values.min()), int(values.max())
+    middle = 0.0 if low < 0 else high / 2
+    return nearest_words(kind, rng.normal(middle, kind.sigma or (high - middle) / 4.9, shape))
 
 
 def product_name(a: str | None, b: str | None) -> str | None:
@@ -116,19 +163,43 @@ def product_name(a: str | None, b: str | None) -> str | None:
 
 
 def is_product(name: str) -> bool:
-    """Whether `product_unit` knows the name."""
-    return (all(part in _kinds() for part in name.split("*")) and name.count("*") < 2) or name == "lmul_e4m3"
+    """Whether `product_unit` has that unit."""
+    return name in _ADDERS or (_known(name) and _product_bits(*_operands(name)) <= _MOST_BITS)
+
+
+def _known(name: str) -> bool:
+    return all(part in _kinds() for part in name.split("*")) and name.count("*") < 2
+
+
+def _operands(name: str) -> tuple[OperandKind, OperandKind]:
+    first, _, second = name.partition("*")
+    return _kinds()[first], _kinds()[second or first]
+
+
+def _product_bits(a: OperandKind, b: OperandKind) -> int:
+    """Bits of the largest exact product, in Python's integers."""
+    ends = [(int(values.min()), int(values.max())) for values in (a.integers[a.numbers], b.integers[b.numbers])]
+    products = [left * right for left in ends[0] for right in ends[1]]
+    return _signed_bits(min(products), max(products))
+
+
+def _signed_bits(low: int, high: int) -> int:
+    return max(high.bit_length(), (-low - 1).bit_length()) + 1
 
 
 @cache
 def product_unit(name: str) -> ProductUnit:
-    """The unit of that name. Raises UnknownNameError."""
+    """The unit of that name. Raises UnknownNameError, and InputError for products wider than 64 bits."""
+    if name in _ADDERS:
+        return _logarithmic(FLOATS[_ADDERS[name]])
+    if not _known(name):
+        raise UnknownNameError("multiplier", name, ("booth", "tool", *_kinds(), *_ADDERS, "KIND*KIND"))
+    a, b = _operands(name)
     if not is_product(name):
-        raise UnknownNameError("multiplier", name, ("booth", "tool", *_kinds(), "lmul_e4m3", "KIND*KIND"))
-    if name == "lmul_e4m3":
-        return _logarithmic(FLOATS["fp8_e4m3"])
-    first, _, second = name.partition("*")
-    a, b = _kinds()[first], _kinds()[second or first]
+        raise InputError(
+            f"Multiplier {name!r}: exact products of {a.name} and {b.name} need {_product_bits(a, b)} bits, and sums "
+            f"have up to {_MOST_BITS}; take a narrower format for one operand, such as fp8_e4m3."
+        )
 
     def circuit(module: Any, left: Any, right: Any) -> Any:
         if b.name == "uint4":
@@ -158,10 +229,10 @@ def _kinds() -> dict[str, OperandKind]:
     kinds = {f"int{bits}": OperandKind(f"int{bits}", bits, 0, _signed_readings(bits), _split_integer)
              for bits in range(2, 10)}  # fmt: skip
     kinds["uint4"] = OperandKind("uint4", 4, 0, np.arange(16), _split_unsigned)
-    kinds["mask"] = OperandKind("mask", 2, 0, np.arange(4) & 1, _split_mask)
+    kinds["mask"] = OperandKind("mask", 2, 0, np.arange(4) & 1, _split_mask, unused=(2, 3))
     codes = np.arange(32)
     sign = np.array([0, 1, 0, -1])[codes >> 3]  # 10 does not occur and reads as zero
-    kinds["shift3"] = OperandKind("shift3", 5, 0, sign << (codes & 7), _split_power)
+    kinds["shift3"] = OperandKind("shift3", 5, 0, sign << (codes & 7), _split_power, unused=tuple(range(16, 24)))
     for bits in range(3, 7):
         power = PowerOfTwoElement(bits)
         lsb = int(np.log2(power.unit))
@@ -169,13 +240,17 @@ def _kinds() -> dict[str, OperandKind]:
             power.operand or "", bits, lsb, power.integers[: 1 << bits], _split_power_code(bits)
         )  # fmt: skip
     codes = np.arange(128)
-    kinds["ovp4"] = OperandKind("ovp4", 7, 0, _signed_readings(4)[codes & 15] << (codes >> 4), _split_pair)
-    for name in ("fp8_e4m3", "fp6_e2m3", "fp6_e3m2", "fp4_e2m1"):
-        element = FLOATS[name]
+    pairs = _signed_readings(4)[codes & 15] << (codes >> 4)
+    # of pairs with int4 normals: integers to +-7, outliers +-2 and +-3 from 3 << 2 to 3 << 5; 3 sigma ends the normals
+    outlier = np.isin(np.abs(_signed_readings(4)[codes & 15]), (2, 3)) & np.isin(np.abs(pairs), _OUTLIERS)
+    normal = (codes < 16) & (codes != 8)
+    unused = tuple(np.flatnonzero(~(normal | (outlier & (codes >= 32)))).tolist())
+    kinds["ovp4"] = OperandKind("ovp4", 7, 0, pairs, _split_pair, unused=unused, sigma=7 / 3)
+    for name, element in FLOATS.items():
         lsb = 1 - element.bias - element.mantissa_bits
-        kinds[name] = OperandKind(
-            name, element.bits, lsb, element.integers[: 1 << element.bits], _split_float(element)
-        )  # fmt: skip
+        integers = element.integers[: 1 << element.bits]
+        beyond = tuple(np.flatnonzero(np.abs(integers) * element.unit > element.largest).tolist())
+        kinds[name] = OperandKind(name, element.bits, lsb, integers, _split_float(element), beyond)
     return kinds
 
 
@@ -233,11 +308,9 @@ def _split_float(element: FloatElement) -> Callable[[Any, Any], tuple[Any, Any]]
 def _logarithmic(element: FloatElement) -> ProductUnit:
     """L-Mul, adder form: the magnitudes' codes are added, less the bias and plus 2^(m - l(m)); saturating, subnormal
     operands and results flushed to zero (arXiv 2410.00907, section 2)."""
-    from amaranth.hdl import Cat, Mux, Signal, signed, unsigned
-
     kind = _kinds()[element.name]
     m, bits = element.mantissa_bits, element.bits
-    offset = (element.bias << m) - 1  # l(3) = 3: 2^(3 - 3) = 1
+    offset = (element.bias << m) - 1  # l(m) = m up to three bits: 2^(m - l) = 1
     top = int(np.flatnonzero(element.integers[: 1 << (bits - 1)] * element.unit == element.largest)[0])
     codes = np.arange(1 << bits)
     magnitude = codes & ((1 << (bits - 1)) - 1)
@@ -247,17 +320,10 @@ def _logarithmic(element: FloatElement) -> ProductUnit:
     sign = (codes[:, None] ^ codes[None, :]) >> (bits - 1)
 
     def circuit(module: Any, left: Any, right: Any) -> Any:
-        total = Signal(signed(bits + 1))
-        zero, negative = Signal(), Signal()
-        code = Signal(unsigned(bits - 1))
-        fields = [word[: bits - 1] for word in (left, right)]
-        module.d.comb += [
-            total.eq(fields[0] + fields[1] - offset),
-            zero.eq(~fields[0][m:].any() | ~fields[1][m:].any() | (total < 1 << m)),
-            negative.eq(left[bits - 1] ^ right[bits - 1]),
-            code.eq(Mux(zero, 0, Mux(total > top, top, total[: bits - 1]))),
-        ]
-        significand, shift = kind.split(module, Cat(code, negative))
+        from bitwright.engine.rtl.floating_units import add_encodings
+
+        added_word = add_encodings(module, left, right, element.exponent_bits, m, True, top)
+        significand, shift = kind.split(module, added_word)
         return significand << shift
 
     return ProductUnit(f"lmul_{element.name[4:]}", kind, kind, kind.lsb, np.where(sign == 1, -found, found), circuit)

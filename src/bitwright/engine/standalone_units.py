@@ -7,16 +7,21 @@ complement unless a format says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from numpy.typing import NDArray
 
 from bitwright.core.errors import InputError
 from bitwright.engine.format_products import product_unit
+from bitwright.engine.gate_simulation import simulate
 from bitwright.engine.liberty import Library
+from bitwright.engine.power import PowerReport, activity_power
 from bitwright.engine.rtl.arithmetic import Component, rtlil_text
+from bitwright.engine.rtl.floating_units import add_encodings
 from bitwright.engine.synthesis import GateReport, Objective, synthesise
 
 Circuit = Callable[[Module, Any, Any], Any]
@@ -72,9 +77,35 @@ class _Registered(Component):
         return module
 
 
-def unit_gates(unit: Unit, library: Library, objective: Objective = "area_delay") -> GateReport:
-    """Map a unit between registers. Raises as `synthesis.synthesise`."""
-    return synthesise(rtlil_text(_Registered(unit, True)), "unit", library, objective)
+def unit_gates(unit: Unit | Component, library: Library, objective: Objective = "area_delay") -> GateReport:
+    """Map a unit between registers, or a component that has its own. Raises as `synthesis.synthesise`."""
+    component = _Registered(unit, True) if isinstance(unit, Unit) else unit
+    return synthesise(rtlil_text(component), component.name, library, objective)
+
+
+def unit_power(
+    unit: Unit | Component,
+    library: Library,
+    drive: Mapping[str, NDArray[np.int64]],
+    objective: Objective = "area_delay",
+) -> PowerReport:
+    """Energy per cycle, registers included, of what `unit_gates` maps, at its own period; activity simulated.
+
+    `drive`: words of every input port (cycles, streams), one operation per cycle. Raises as `synthesis.synthesise`
+    and `gate_simulation.simulate`.
+    """
+    report = unit_gates(unit, library, objective)
+    netlist = report.netlist(library)
+    simulation = simulate(netlist, drive)
+    return activity_power(netlist, simulation.toggles, simulation.intervals, report.period_s or report.longest_path_s)
+
+
+def random_words(unit: Unit, cycles: int = 64, streams: int = 64, seed: int = 0) -> dict[str, NDArray[np.int64]]:
+    """Uniformly random words for both inputs, (cycles, streams); every bit pattern alike, whatever it stands for."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.integers(0, 1 << bits, (cycles, streams)) for name, bits in (("a", unit.a_bits), ("b", unit.b_bits))
+    }
 
 
 def logic_gates(unit: Unit, library: Library) -> GateReport:
@@ -120,21 +151,19 @@ def float_multiplier(exponent_bits: int, mantissa_bits: int) -> Unit:
     return Unit(f"float e{exponent_bits}m{mantissa_bits} product", bits, bits, bits, circuit)
 
 
-def logarithmic_multiplier(exponent_bits: int, mantissa_bits: int, saturates: bool, largest_code: int) -> Unit:
+def logarithmic_multiplier(
+    exponent_bits: int, mantissa_bits: int, saturates: bool, largest_code: int, checks_range: bool = True
+) -> Unit:
     """L-Mul, adder form (arXiv 2410.00907): encodings are added; zero and subnormal operands and small results give
-    zero, large ones `largest_code` (or, where the format has infinity, the code above it)."""
-    bits, m = 1 + exponent_bits + mantissa_bits, mantissa_bits
-    bias = (1 << (exponent_bits - 1)) - 1
-    offset = (bias << m) - (1 << (m - (m if m <= 3 else 3 if m == 4 else 4)))
+    zero, large ones `largest_code` (or, where the format has infinity, the code above it).
+
+    Without `checks_range` results out of range wrap, as those of `float_multiplier` do; zero operands still give zero.
+    """
+    bits = 1 + exponent_bits + mantissa_bits
 
     def circuit(module: Module, a: Any, b: Any) -> Any:
-        total = Signal(signed(bits + 1))
-        fields = [word[: bits - 1] for word in (a, b)]
-        zero = ~fields[0][m:].any() | ~fields[1][m:].any() | (total < (1 << m))
-        top = largest_code if saturates else largest_code + 1
-        module.d.comb += total.eq(fields[0] + fields[1] - offset)
-        magnitude = Mux(zero, 0, Mux(total > largest_code, top, total[: bits - 1]))
-        return Cat(magnitude[: bits - 1], a[bits - 1] ^ b[bits - 1]).as_signed()
+        word = add_encodings(module, a, b, exponent_bits, mantissa_bits, saturates, largest_code, checks_range)
+        return word.as_signed()
 
     return Unit(f"L-Mul e{exponent_bits}m{mantissa_bits}", bits, bits, bits, circuit)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from bitwright.core.errors import UnknownNameError
 from bitwright.engine.evaluate import Integers
+from bitwright.engine.format_products import product_unit
 from bitwright.engine.legality import check_depth, largest_depth
 from bitwright.engine.liberty import Library
 from bitwright.engine.rtl import TOP, generate, simulation_design
@@ -101,11 +102,10 @@ def matrix_products(engine: TensorEngine, rng: np.random.Generator, vectors: int
     deepest = largest_depth(engine.nest, 16 * step + 48)
     check_depth(engine.nest, max(1, deepest))
     rows = engine.rows if engine.dataflow not in ("ws", "tree") else 4
-    low_a, high_a = -(1 << (engine.a_bits - 1)), (1 << (engine.a_bits - 1)) - 1
-    low_b, high_b = -(1 << (engine.b_bits - 1)), (1 << (engine.b_bits - 1)) - 1
+    words_a, words_b = _operand_words(engine)
     products = [
         (np.full((rows, min(5, deepest)), a, np.int64), np.full((min(5, deepest), columns), b, np.int64))
-        for a in (low_a, high_a) for b in (low_b, high_b)
+        for a in words_a[[0, -1]] for b in words_b[[0, -1]]
     ]  # fmt: skip
     shapes = [(1, 1, 1), (rows + 1, 3, columns), (rows, 1, 2 * columns + 1), (2 * rows - 1, 7, columns + 2)]
     steps = 20
@@ -115,6 +115,17 @@ def matrix_products(engine: TensorEngine, rng: np.random.Generator, vectors: int
             int(rng.integers(1, 2 * columns + 1)),
         )  # fmt: skip
         k = min(k, deepest)
-        products.append((rng.integers(low_a, high_a + 1, (m, k)), rng.integers(low_b, high_b + 1, (k, n))))
+        chosen = rng.integers(0, len(words_a), (m, k)), rng.integers(0, len(words_b), (k, n))
+        products.append((words_a[chosen[0]], words_b[chosen[1]]))
         steps += -(-n // columns) * (m * -(-k // step) if engine.dataflow == "ws" else -(-m // engine.rows) * k)
     return products
+
+
+def _operand_words(engine: TensorEngine) -> tuple[Integers, Integers]:
+    """Every word that A and that B may have, the smallest number first."""
+    if engine.nest.product:
+        unit = product_unit(engine.nest.product)
+        return unit.a.words, unit.b.words
+    halves = (1 << (bits - 1) for bits in (engine.a_bits, engine.b_bits))
+    left, right = (np.arange(-half, half, dtype=np.int64) for half in halves)
+    return left, right

@@ -149,8 +149,7 @@ def _result(nest: Nest, step: Step, inputs: Sequence[Range], digits: tuple[int, 
         x, y = inputs
         low, high = _products((x.low, x.high), (y.low, y.high))
         if nest.product:
-            table = product_unit(nest.product).table
-            low, high = int(table.min()), int(table.max())
+            low, high = product_unit(nest.product).range
         if nest.words[step.outputs[0]].signed:
             return Range(low, high, low, high, 1)
         apart = len(step.outputs) > 1
