@@ -34,6 +34,8 @@ def baseline(dataflow="os", **options):
         (1, "os", ("reorder np mp",)),
         (1, "os", ("roll bw", "unroll bw")),
         (1, "os", ("split bw 2 bx",)),
+        (1, "os", ("reduce_apart acc",)),
+        (1, "os", ("opt1", "reduce_apart acc_s", "reduce_apart acc_c")),
         (2, "os", ("hoist_shift",)),
         (2, "os", ("roll bw", "hoist_shift")),
         (2, "os", ("opt2", "hoist_shift")),

@@ -45,8 +45,14 @@ CLASSES = [
     ("tree", ("opt2", "sign_free"), {}),
     ("os", ("opt1",), {"encoding": "csd"}),
     ("os", (), {"a_bits": 4, "b_bits": 4, "encoding": "twos-complement"}),
+    ("os", ("opt1", "sign_free", "reduce_apart acc_s", "pipeline acc_s_in"), {}),
+    (
+        "os",
+        ("opt4e", "carry_in_negation", "sign_free", "reduce_apart acc_s", "pipeline m acc_s_in"),
+        {"encoding": "ent"},
+    ),
 ]
-PYTHON = [0, 2, 3, 8, 14, 18, 22]  # also in Amaranth's simulator, which needs no other tool
+PYTHON = [0, 2, 3, 8, 14, 18, 22, 27]  # also in Amaranth's simulator, which needs no other tool
 
 
 def make(case, rows=2, columns=2):

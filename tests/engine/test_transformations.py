@@ -50,6 +50,7 @@ def line(draw, nest):
     value = st.sampled_from(sorted(nest.words))
     arguments = {
         "retime_add": (value,),
+        "reduce_apart": (value,),
         "pipeline": (value,) * draw(st.integers(1, 2)),
         "unroll": (index,),
         "roll": (index,),
@@ -105,6 +106,14 @@ def test_what_the_sequences_leave_inside_the_loop_over_k():
     assert all(Operation.SHIFT not in inner[name] for name in ("opt2", "opt3", "opt4c", "opt4e"))
     assert apply(baseline("os"), "opt4e").extent("lane") == 4
     assert any(loop.sparse for loop in loops(apply(baseline("os"), "opt3").body))
+
+
+def test_reduce_apart_leaves_a_pair_behind_the_states():
+    nest = apply(baseline("os"), "opt1", "carry_in_negation", "reduce_apart acc_c")
+    apart, running = [step for step in steps(nest.body) if step.operation is Operation.HALF_REDUCE]
+    assert (apart.inputs, apart.outputs) == (("pp", "pp_inc"), ("acc_s_in", "acc_c_in"))
+    assert running.inputs == ("acc_s_in", "acc_c_in", "acc_s", "acc_c")
+    exact(nest, 8, 8, 0)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ two rows and columns, from which `compose` estimates any size: an exploration se
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -274,10 +275,24 @@ def restored(data: Mapping[str, Any]) -> PartGates:
 
 @memory
 def _sources() -> str:
-    """Digest of the engine floor's sources: figures of another version of the hardware are not taken from the cache."""
+    """Digest of this module and of all modules of the package that it imports, directly or not: figures of another
+    version of the hardware are not taken from the cache."""
+    root = Path(__file__).parents[1]
+    found: dict[Path, bytes] = {}
+    waiting = [Path(__file__)]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found[path] = path.read_bytes()
+        for node in ast.walk(ast.parse(found[path])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{root.name}."):
+                place = root.joinpath(*(node.module or "").split(".")[1:])
+                names = [place / f"{alias.name}.py" for alias in node.names]
+                waiting += [place.with_suffix(".py"), place / "__init__.py", *names]
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(found):
+        digest.update(found[path])
     return digest.hexdigest()
 
 

@@ -45,7 +45,7 @@ from bitwright.engine.nest import (
 )
 from bitwright.engine.transformations import apply
 
-ADDER_BITS = 11  # of the carry-propagate additions outside the array that are done in one cycle
+ADDER_BITS = 8  # of the carry-propagate additions outside the array that are done in one cycle
 _MOST_WORK = 1 << 51  # multiply-accumulates times passes of one product: its cycles fit 64 bits on any engine
 Convention = Literal["overlapped-drain", "scale-sim"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from bitwright.core.errors import BitwrightError
 from bitwright.core.quantity import Quantity
@@ -15,7 +15,8 @@ class Verdict(StrEnum):
     """How our figure compares with the published one."""
 
     AGREES = "agrees"  # within the tolerance
-    DIFFERS = "differs"  # outside the tolerance; the explanation says why
+    EXCEEDS = "exceeds"  # outside the tolerance, on the better side
+    DIFFERS = "differs"  # outside the tolerance otherwise; the explanation says why
     REPORTED = "reported"  # shown beside the published figure, not comparable under the same conditions
     UNAVAILABLE = "unavailable"  # could not be measured here (a missing cell library, for example)
 
@@ -25,7 +26,8 @@ class Claim:
     """One published figure, its conditions, and the function that finds ours.
 
     `tolerance` is relative (0.03 = within 3 %); None means that conditions differ too much for a verdict.
-    `explanation` says where a difference comes from, when there is one.
+    `explanation` says where a difference comes from, when there is one. `better`: which side of the published figure
+    counts as better, "higher" or "lower"; empty where a difference is a difference.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Claim:
     measure: Callable[[], Quantity]
     tolerance: float | None
     explanation: str = ""
+    better: Literal["", "higher", "lower"] = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ def check(claim: Claim) -> ClaimResult:
         return ClaimResult(claim.name, claim.conditions, claim.published, None, Verdict.UNAVAILABLE, str(error))
     verdict = Verdict.REPORTED
     if claim.tolerance is not None:
-        difference = abs(ours.value - claim.published.value)
-        within = difference <= claim.tolerance * abs(claim.published.value)
-        verdict = Verdict.AGREES if within else Verdict.DIFFERS
+        difference = ours.value - claim.published.value
+        if abs(difference) <= claim.tolerance * abs(claim.published.value):
+            verdict = Verdict.AGREES
+        else:
+            verdict = Verdict.EXCEEDS if claim.better == ("higher" if difference > 0 else "lower") else Verdict.DIFFERS
     return ClaimResult(claim.name, claim.conditions, claim.published, ours, verdict, claim.explanation)

@@ -18,6 +18,7 @@ TOOL = "tool"  # in front of a baseline's transformations: the product is left t
 _PIPELINED = ("pipeline p",)
 _CUT_AT_PAIR = ("sign_free", "pipeline p_s", "retime_add p")
 _FRUGAL = ("carry_in_negation", "sign_free")
+_PAIR_IN = ("reduce_apart acc_s", "pipeline acc_s_in")
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,15 @@ class Architecture:
 
 SERIAL = (
     ("opt3",), ("opt4c",), ("opt4e",), ("opt4e", *_FRUGAL), ("opt4c", "lanes 6", *_FRUGAL),
-    ("opt4c", "lanes 8", *_FRUGAL), ("opt4c", "lanes 16", *_FRUGAL),
+    ("opt4c", "lanes 8", *_FRUGAL), ("opt4c", "lanes 16", *_FRUGAL), ("opt4e", *_FRUGAL, "pipeline m"),
+    ("opt4e", *_FRUGAL, *_PAIR_IN), ("opt4c", "lanes 6", *_FRUGAL, "pipeline m"),
+    ("opt4c", "lanes 6", *_FRUGAL, "reduce_apart acc_s", "pipeline m acc_s_in"),
 )  # fmt: skip
 _BASELINES = ((TOOL,), (TOOL, *_PIPELINED), (), _PIPELINED, ("sign_free",), ("sign_free", *_PIPELINED), _CUT_AT_PAIR)
 _PARALLEL = (
     ("opt1",), ("opt1", "sign_free"), ("opt1", "sign_free", "pipeline pp"), ("opt2", "hoist_encode"),
-    ("opt2", "hoist_encode", "sign_free"),
+    ("opt2", "hoist_encode", "sign_free"), ("opt1", "sign_free", *_PAIR_IN),
+    ("opt2", "hoist_encode", "sign_free", "pipeline m"),
 )  # fmt: skip
 ARCHITECTURES = (
     Architecture("systolic array", "os", 16, 16, 1, _BASELINES, _PARALLEL, 1.27, 1.04, 1.27, 1.04),

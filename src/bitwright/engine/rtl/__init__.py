@@ -21,6 +21,7 @@ from bitwright.engine.rtl.elements import (
     ChainElement,
     OutputStage,
     ProcessingElement,
+    states,
 )
 from bitwright.engine.rtl.grid import TOP, Assembly, Grid
 from bitwright.engine.rtl.serial import SerialColumns, serial_parts
@@ -37,7 +38,7 @@ __all__ = [
 
 def reset_cycles(engine: TensorEngine) -> int:
     """Cycles `rst` must be held so that every state is zero and every pipeline register is filled."""
-    return engine.rows + engine.columns + engine.depth + 2 * engine.latency + 4
+    return engine.rows + engine.columns + engine.depth + 2 * engine.latency + sum(engine.output_cycles) + 4
 
 
 def check_hardware(engine: TensorEngine) -> None:
@@ -140,12 +141,17 @@ def generate(engine: TensorEngine) -> str:
     return verilog(generate_rtlil(engine))
 
 
-def generate_part(engine: TensorEngine, name: str = PE) -> str:
-    """Readable Verilog of one module of the engine. Raises as `generate`, and InputError for another name."""
+def generate_part(engine: TensorEngine, name: str = PE, drains: bool = True) -> str:
+    """Readable Verilog of one module of the engine. Raises as `generate`, and InputError for another name.
+
+    Without `drains`, no neighbour drains through the module: its states are cleared instead, as in the first row of an
+    array.
+    """
     found = {part.name: part for part in parts(engine)}
     if name not in found:
         raise InputError(f"This engine has the parts {', '.join(found)}, not {name!r}.")
-    return verilog({name: rtlil_text(found[name])})
+    neighbour = () if drains else tuple(f"{state.name}_in" for state in states(engine))
+    return verilog({name: rtlil_text(found[name], zero=neighbour)})
 
 
 def verilog(modules: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from amaranth.back import rtlil
@@ -161,9 +161,10 @@ class Arithmetic:
         bits = out[0].bits
         increments = [word for word in words if len(word) == 1 and not word.shape().signed]
         wide = [word for word in words if not any(word is other for other in increments)]
-        # Every row of full adders has room for an increment in the lowest bit of its carry word.
-        room = max(0, len(wide) - 2)
-        wide, inserted = [*wide, *increments[room:]], increments[:room]
+        # Every row of full adders has room for an increment in the lowest bit of its carry word; one that is a word of
+        # its own makes one more row.
+        own = max(0, -((len(wide) - 2 - len(increments)) // 2))
+        wide, inserted = [*wide, *increments[:own]], increments[own:]
 
         def row(x: Any, y: Any, z: Any) -> tuple[Any, Any]:
             total, carry = self.full_adders((x, y, z), bits)
@@ -234,11 +235,16 @@ class Design(Elaboratable):  # type: ignore[misc]
         return self.component.elaborate()
 
 
-def rtlil_text(component: Component, resettable: bool = False) -> str:
-    """One module as RTLIL, without source locations. Only a resettable module has a port `rst`."""
+def rtlil_text(component: Component, resettable: bool = False, zero: Collection[str] = ()) -> str:
+    """One module as RTLIL, without source locations. Only a resettable module has a port `rst`.
+
+    `zero`: inputs that are no ports but constant zeros.
+    """
+    left_out = {id(component.inputs[name]) for name in zero}
+    ports = [port for port in component.ports if id(port) not in left_out]
     return str(
         rtlil.convert(
-            Design(component), name=component.name, ports=component.ports, emit_src=False,
+            Design(component), name=component.name, ports=ports, emit_src=False,
             missing_domain=lambda name: ClockDomain(name, reset_less=not resettable),
         )
     )  # fmt: skip

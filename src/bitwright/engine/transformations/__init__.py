@@ -3,8 +3,8 @@
 A sequence is written as lines `NAME ARGUMENTS`, as in a study file; `apply` carries it out. OPT1 to OPT4 of the paper
 are such sequences (`named_sequence`), derived from every baseline. After each step the widths are fitted again.
 
-Source: arXiv 2503.06342, the transformations of the bit-weight dimension; `carry_in_negation` and `sign_free` are our
-additions.
+Source: arXiv 2503.06342, the transformations of the bit-weight dimension; `carry_in_negation`, `sign_free` and
+`reduce_apart` are our additions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bitwright.engine.nest import Nest
 from bitwright.engine.notation import print_nest
 from bitwright.engine.transformations.digits import hoist_encode, insert_sparse, lanes
 from bitwright.engine.transformations.loops import reorder, roll, split, unroll
-from bitwright.engine.transformations.sums import hoist_shift, retime_add
+from bitwright.engine.transformations.sums import hoist_shift, reduce_apart, retime_add
 from bitwright.engine.transformations.words import carry_in_negation, pipeline, sign_free
 from bitwright.engine.widths import fit_widths
 
@@ -27,7 +27,7 @@ TRANSFORMATIONS: dict[str, Callable[..., Nest]] = {
     function.__name__: function
     for function in (
         retime_add, split, reorder, unroll, roll, hoist_shift, insert_sparse, hoist_encode, lanes, pipeline,
-        carry_in_negation, sign_free,
+        carry_in_negation, sign_free, reduce_apart,
     )
 }  # fmt: skip
 

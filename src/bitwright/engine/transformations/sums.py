@@ -118,6 +118,27 @@ def _merge(nest: Nest) -> Nest:
     return nest
 
 
+def reduce_apart(nest: Nest, value: str) -> Nest:
+    """Reduce what a running carry-save pair takes in to a pair of its own before it meets the states (rule 1).
+
+    `value`: one word of the running pair. The new pair, `VALUE_in`, can be pipelined: fewer words to register than
+    the partial products, and two rows of full adders behind the states. Our addition.
+    """
+    step = nest.producer(known_value(nest, value))
+    if step.operation is not Operation.HALF_REDUCE or not set(step.outputs) <= set(step.inputs):
+        raise IllegalTransformation(1, f"{value!r} is not a word of a running carry-save pair; apply retime_add first.")
+    others = tuple(name for name in step.inputs if name not in step.outputs)
+    if carry_save_pairs(nest).get(others[0]) == others:
+        raise IllegalTransformation(1, f"{value!r} takes in a single carry-save pair already.")
+    pair = tuple(f"{name}_in" for name in step.outputs)
+    apart = (Step(Operation.HALF_REDUCE, others, pair), replace(step, inputs=(*pair, *step.outputs)))
+    values = declare(
+        nest.values,
+        *(replace(nest.words[old], name=new, state=False) for old, new in zip(step.outputs, pair, strict=True)),
+    )
+    return replace(nest, body=rewrite(nest.body, lambda item: apart if item == step else (item,)), values=values)
+
+
 def hoist_shift(nest: Nest) -> Nest:
     """Sum the words of one bit weight first and shift the sum once, after the loop over K (rule 2).
 
