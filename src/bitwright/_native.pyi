@@ -3,24 +3,97 @@
 import numpy as np
 from numpy.typing import NDArray
 
-def pack_planes(codes: NDArray[np.uint8], rows_first: bool, threads: int, out: NDArray[np.uint64]) -> None: ...
+def pack_planes(
+    codes: NDArray[np.uint8], bits: int, blocked: bool, threads: int, words: NDArray[np.uint64]
+) -> None: ...
+def quantise_planes(
+    x: NDArray[np.float32],
+    bits: int,
+    share: float,
+    given: bool,
+    blocked: bool,
+    vectors: bool,
+    threads: int,
+    scales: NDArray[np.float32],
+    sums: NDArray[np.int64],
+    words: NDArray[np.uint64],
+) -> None: ...
+def all_finite(x: NDArray[np.float32]) -> bool: ...
 def bit_plane_matmul(
     weights: NDArray[np.uint64],
-    weight_rows_first: bool,
+    w_bits: int,
+    w_blocked: bool,
     activations: NDArray[np.uint64],
-    activation_rows_first: bool,
+    a_bits: int,
+    a_blocked: bool,
     k: int,
     use_xor: bool,
     path: str,
     threads: int,
     out: NDArray[np.int32],
 ) -> None: ...
+def bit_plane_linear(
+    weights: NDArray[np.uint64],
+    w_bits: int,
+    w_blocked: bool,
+    activations: NDArray[np.uint64],
+    a_bits: int,
+    a_blocked: bool,
+    k: int,
+    path: str,
+    threads: int,
+    w_scales: NDArray[np.float32],
+    w_offsets: NDArray[np.float32],
+    w_sums: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    a_scales: NDArray[np.float32],
+    a_offsets: NDArray[np.float32],
+    a_sums: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None: ...
 def bit_plane_path() -> str: ...
 def digit_histogram(
     values: NDArray[np.int8], digit_counts: NDArray[np.uint8], histogram: NDArray[np.int64]
 ) -> None: ...
+def late_dequantisation_path() -> str: ...
+def packed_uint4_bytes(k: int, n: int, group: int) -> int: ...
+def pack_uint4(codes: NDArray[np.uint8], group: int, packed: NDArray[np.uint8]) -> None: ...
+def uint4_matmul_int8(
+    packed: NDArray[np.uint8],
+    k: int,
+    n: int,
+    group: int,
+    x: NDArray[np.int8],
+    token: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    zero: NDArray[np.uint8],
+    path: str,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...
+def uint4_matmul_float(
+    packed: NDArray[np.uint8],
+    k: int,
+    n: int,
+    group: int,
+    x: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    zero: NDArray[np.uint8],
+    late: bool,
+    path: str,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...
 def logarithmic_matmul(
-    a: NDArray[np.float32], b: NDArray[np.float32], offset: int, threads: int, out: NDArray[np.float32]
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    offset: int,
+    every: int,
+    mantissa_bits: int,
+    lowest_exponent: int,
+    largest: float,
+    threads: int,
+    out: NDArray[np.float32],
 ) -> None: ...
 def group_magnitudes(x: NDArray[np.float32], maxima: NDArray[np.float32]) -> None: ...
 def encode_integers(x: NDArray[np.float32], scale: NDArray[np.float32], top: int, codes: NDArray[np.uint8]) -> None: ...

@@ -10,6 +10,8 @@ from bitwright.arithmetic import logarithmic_multiplication as lmul
 from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
 from bitwright.models.logarithmic_layers import (
     LogarithmicLinear,
+    LogarithmicProducts,
+    calibrated_offsets,
     logarithmic_attention,
     product,
     with_logarithmic_products,
@@ -19,7 +21,7 @@ from bitwright.models.logarithmic_layers import (
 def test_layers_are_the_products_of_the_arithmetic():
     torch.manual_seed(0)
     linear, x = nn.Linear(33, 7), torch.randn(2, 5, 33)
-    found = LogarithmicLinear(linear, 3)(x)
+    found = LogarithmicLinear(linear, LogarithmicProducts(3))(x)
     expected = lmul.matmul(x.reshape(-1, 33).numpy(), linear.weight.detach().numpy().T, 3).reshape(2, 5, 7)
     assert np.array_equal(found.detach().numpy(), expected + linear.bias.detach().numpy())
 
@@ -34,17 +36,19 @@ def test_gradients_are_those_of_the_exact_product():
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "causal"), [(2, 2, False), (4, 2, True), (3, 1, True)])
-def test_attention_with_23_bits_is_close_and_in_order(heads, kv_heads, causal):
-    """With the algebraic form and the products' own fractions the error is bounded: compare with exact attention."""
+def test_attention(heads, kv_heads, causal):
+    """Close to exact attention; equal to it for exact products of whole mantissas; masks hide what they should."""
     torch.manual_seed(0)
     q, k, v = torch.randn(2, heads, 6, 8), torch.randn(2, kv_heads, 6, 8), torch.randn(2, kv_heads, 6, 8)
-    found = logarithmic_attention(q, k, v, is_causal=causal, enable_gqa=True, mantissa=7)
+    found = logarithmic_attention(q, k, v, is_causal=causal, enable_gqa=True, how=LogarithmicProducts(7))
     expected = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
     assert functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99
+    exact = logarithmic_attention(q, k, v, is_causal=causal, enable_gqa=True, how=LogarithmicProducts(23, "product"))
+    torch.testing.assert_close(exact, expected)
     mask = torch.ones(6, 6, dtype=torch.bool).tril()
     assert torch.equal(
-        logarithmic_attention(q, k, v, attn_mask=mask, enable_gqa=True),
-        logarithmic_attention(q, k, v, is_causal=True, enable_gqa=True),
+        logarithmic_attention(q, k, v, attn_mask=mask, enable_gqa=True, how=LogarithmicProducts()),
+        logarithmic_attention(q, k, v, is_causal=True, enable_gqa=True, how=LogarithmicProducts()),
     )
 
 
@@ -73,5 +77,65 @@ def test_scopes_and_bad_input():
         with_logarithmic_products(network, "heads")
     with pytest.raises(InputError, match="not 5"):
         with_logarithmic_products(network, mantissa=5)
+    three, two = torch.ones(1, 3, 2, 4), torch.ones(1, 2, 2, 4)
     with pytest.raises(InputError, match="multiple"):
-        logarithmic_attention(torch.ones(1, 3, 2, 4), torch.ones(1, 2, 2, 4), torch.ones(1, 2, 2, 4))
+        logarithmic_attention(three, two, two, enable_gqa=True, how=LogarithmicProducts())
+    with pytest.raises(UnknownNameError, match="linear layer"):
+        with_logarithmic_products(network, "linear", offset={"1": 0.1})
+    with pytest.raises(InputError, match="adder form"):
+        with_logarithmic_products(network, form="algebraic", accumulation="bf16")
+    with pytest.raises(InputError, match="offset"):
+        with_logarithmic_products(network, offset=1.5)
+    with pytest.raises(BitwrightError, match="reached no linear"):
+        calibrated_offsets(network, lambda model: None)
+
+
+def test_constants_from_data_move_layers_less():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(64, 48), nn.GELU(), nn.Linear(48, 32)), torch.randn(200, 64)
+    offsets = calibrated_offsets(network, lambda model: model(x), mantissa=4)
+    assert sorted(offsets) == ["0", "2"]
+    twin = with_logarithmic_products(network, "linear", 4, offset=offsets)
+    assert twin[0].how.offset == offsets["0"]
+
+    def error(changed):
+        return float((changed[0](x) - network[0](x)).square().mean())
+
+    with torch.no_grad():
+        plain, none = (
+            error(with_logarithmic_products(network, "linear", 4, offset=each)) for each in ("paper", "none")
+        )
+        assert error(twin) <= min(plain, none) * 1.02
+
+
+def test_few_bit_sums_reach_the_layers():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 8, bias=False), torch.randn(5, 64)
+    found = with_logarithmic_products(nn.Sequential(linear), mantissa=3, accumulation="fp8_e4m3/16")(x)
+    assert torch.equal(found, found.to(torch.float8_e4m3fn).float())
+    assert not torch.equal(found, with_logarithmic_products(nn.Sequential(linear), mantissa=3)(x))
+
+
+def test_a_common_bias_is_cancelled_by_normalisation_only():
+    """Blocks x + W(x) drift in scale with L-Mul; a norm in front of what follows takes the drift out of its input."""
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 64, bias=False)
+
+        def forward(self, x):
+            return x + self.linear(x)
+
+    stack, x = nn.Sequential(*(Block() for _ in range(8))), torch.randn(256, 64)
+    with torch.no_grad():
+        for block in stack:
+            block.linear.weight.copy_(0.5 * torch.eye(64) + 0.02 * torch.randn(64, 64))
+        expected, found = stack(x), with_logarithmic_products(stack, mantissa=3, form="adder")(x)
+        scale = float((found * expected).sum() / expected.square().sum())
+        relative = float((found - expected).norm() / expected.norm())
+        normed, other = (functional.rms_norm(each, (64,)) for each in (expected, found))
+        after = float((other - normed).norm() / normed.norm())
+    assert scale > 1.08
+    assert after < 0.6 * relative

@@ -1,15 +1,19 @@
 """Networks whose products are L-Mul: attention, linear layers, or both (arXiv 2410.00907, where it is applied).
 
-Operands are rounded to a mantissa width with float32 exponents; sums are float32. Training goes through with
-straight-through gradients: those of the exact products.
+Operands are rounded to a mantissa width with float32 exponents; sums are float32 or of few bits. Training goes through
+with straight-through gradients: those of the exact products. The form "product" multiplies the rounded operands
+exactly, which tells the error of L-Mul from that of rounding.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,50 +24,77 @@ Network = TypeVar("Network", bound=nn.Module)
 Scope = Literal["attention", "linear", "all"]
 
 
+@dataclass(frozen=True)
+class LogarithmicProducts:
+    """How products are computed: bits, form, offset and running sums as in `logarithmic_multiplication.matmul`.
+
+    Raises InputError and UnknownNameError for what it does not know.
+    """
+
+    mantissa: int = 4
+    form: lmul.Form = "adder"
+    offset: lmul.Offset = "paper"
+    accumulation: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.mantissa not in lmul.MANTISSAS:
+            raise InputError(
+                f"Mantissas of {', '.join(map(str, lmul.MANTISSAS))} bits are supported, not {self.mantissa}."
+            )
+        if self.form not in lmul.FORMS:
+            raise UnknownNameError("L-Mul form", self.form, lmul.FORMS)
+        if self.offset != "auto":
+            lmul.fraction(self.offset, self.mantissa)
+        if lmul.accumulator(self.accumulation)[0] and self.form != "adder":
+            raise InputError(f"Sums in {self.accumulation} are computed for the adder form, not for {self.form}.")
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """a (m, k) @ b (k, n): the dtype and device of a; straight-through gradients."""
+        made: Tensor = _Product.apply(a, b, self)  # type: ignore[no-untyped-call]
+        return made
+
+
 class _Product(torch.autograd.Function):
     """a (m, k) @ b (k, n) by L-Mul; gradients of the exact product."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, mantissa: int, form: lmul.Form) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, how: LogarithmicProducts) -> Tensor:
         ctx.save_for_backward(a, b)
         left, right = (x.detach().float().cpu().numpy() for x in (a, b))
-        made = lmul.matmul(left, right, mantissa, form, threads=torch.get_num_threads())
+        if how.form == "product":  # the threads of torch, not those of numpy beside them
+            rounded = [torch.from_numpy(lmul.round_mantissa(x, how.mantissa)) for x in (left, right)]
+            return (rounded[0] @ rounded[1]).to(a.device, a.dtype)
+        made = lmul.matmul(left, right, how.mantissa, how.form, how.offset, torch.get_num_threads(), how.accumulation)
         return torch.from_numpy(made).to(a.device, a.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         a, b = ctx.saved_tensors
-        return gradients[0] @ b.T, a.T @ gradients[0], None, None
+        return gradients[0] @ b.T, a.T @ gradients[0], None
 
 
 def product(a: Tensor, b: Tensor, mantissa: int = 4, form: lmul.Form = "adder") -> Tensor:
     """a (m, k) @ b (k, n) with every product an L-Mul. Raises InputError as `logarithmic_multiplication.matmul`."""
-    made: Tensor = _Product.apply(a, b, mantissa, form)  # type: ignore[no-untyped-call]
-    return made
+    return LogarithmicProducts(mantissa, form)(a, b)
 
 
 class LogarithmicLinear(nn.Module):
     """A linear layer whose products are L-Mul; it shares the parameters of the layer it is made from."""
 
-    def __init__(self, linear: nn.Linear, mantissa: int = 4, form: lmul.Form = "adder") -> None:
+    def __init__(self, linear: nn.Linear, how: LogarithmicProducts | None = None) -> None:
         super().__init__()
-        if mantissa not in lmul.MANTISSAS:
-            raise InputError(f"Mantissas of {', '.join(map(str, lmul.MANTISSAS))} bits are supported, not {mantissa}.")
-        if form not in ("adder", "algebraic"):
-            raise UnknownNameError("L-Mul form", form, ("adder", "algebraic"))
         self.weight, self.bias = linear.weight, linear.bias
-        self.mantissa, self.form = mantissa, form
+        self.how = how or LogarithmicProducts()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
-        made = product(x.reshape(-1, x.shape[-1]), self.weight.T, self.mantissa, self.form)
-        made = made.reshape(*x.shape[:-1], -1)
+        made = self.how(x.reshape(-1, x.shape[-1]), self.weight.T).reshape(*x.shape[:-1], -1)
         return made if self.bias is None else made + self.bias
 
 
 def logarithmic_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False,
-    enable_gqa: bool = False, *, mantissa: int = 4, form: lmul.Form = "adder",
+    enable_gqa: bool = False, *, how: LogarithmicProducts,
 ) -> Tensor:  # fmt: skip
     """`scaled_dot_product_attention` with both products L-Mul; arguments as `models.integer.integer_attention`."""
     batch, heads, queries, width = query.shape
@@ -76,33 +107,81 @@ def logarithmic_attention(
     out = torch.empty_like(query)
     for b in range(batch):
         for h in range(heads):
-            scores = product(query[b, h], key[b, h // shared].T, mantissa, form) * width**-0.5
+            scores = how(query[b, h], key[b, h // shared].T) * width**-0.5
             if attn_mask is not None:
                 mask = attn_mask.expand(batch, heads, queries, keys)[b, h]
                 scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-            out[b, h] = product(torch.softmax(scores, -1), value[b, h // shared], mantissa, form)
+            out[b, h] = how(torch.softmax(scores, -1), value[b, h // shared])
     return out
 
 
 def with_logarithmic_products(
-    network: Network, scope: Scope = "all", mantissa: int = 4, form: lmul.Form = "adder"
-) -> Network:
+    network: Network, scope: Scope = "all", mantissa: int = 4, form: lmul.Form = "adder",
+    offset: lmul.Offset | Mapping[str, float] = "paper", accumulation: str = "fp32",
+) -> Network:  # fmt: skip
     """A copy of `network` with L-Mul in its attention (modules with an `attend` function), its linear layers, or both;
-    parameters are shared. Raises UnknownNameError for other scopes, BitwrightError where there is nothing to replace.
+    parameters are shared.
+
+    `offset` may be a constant per linear layer, by name (see `calibrated_offsets`); what it does not name keeps that of
+    the paper. Raises UnknownNameError for other scopes and for layers that do not exist, BitwrightError where there is
+    nothing to replace.
     """
     if scope not in ("attention", "linear", "all"):
         raise UnknownNameError("scope", scope, ("attention", "linear", "all"))
+    common: lmul.Offset = "paper" if isinstance(offset, Mapping) else offset
+    single = offset if isinstance(offset, Mapping) else {}
+    how = LogarithmicProducts(mantissa, form, common, accumulation)
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    for name in single:
+        if name not in layers:
+            raise UnknownNameError("linear layer", name, layers)
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     twin = copy.deepcopy(network, memo=dict(shared))
     replaced = 0
     for name, module in list(twin.named_modules()):
         if scope != "linear" and hasattr(module, "attend"):
-            module.attend = partial(logarithmic_attention, mantissa=mantissa, form=form)
+            module.attend = partial(logarithmic_attention, how=how)
             replaced += 1
         if scope != "attention" and isinstance(module, nn.Linear):
             parent, _, leaf = name.rpartition(".")
-            setattr(twin.get_submodule(parent), leaf, LogarithmicLinear(module, mantissa, form))
+            own = LogarithmicProducts(mantissa, form, single[name], accumulation) if name in single else how
+            setattr(twin.get_submodule(parent), leaf, LogarithmicLinear(module, own))
             replaced += 1
     if not replaced:
         raise BitwrightError(f"{type(network).__name__} has no products in the scope {scope!r} to replace.")
     return twin
+
+
+def calibrated_offsets(
+    network: nn.Module, run: Callable[[nn.Module], object], mantissa: int = 4, form: lmul.Form = "adder", rows: int = 64
+) -> dict[str, float]:
+    """The constant of least squared output error for every linear layer of `network` that `run(network)` reaches.
+
+    Inputs are up to `rows` evenly spaced rows of a layer's first call; as `best_matmul_offset`. Raises BitwrightError
+    when no linear layer was reached.
+    """
+    LogarithmicProducts(mantissa, form)
+    found: dict[str, float] = {}
+
+    def take(name: str, layer: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
+        if name in found:
+            return
+        x = arguments[0].detach().reshape(-1, layer.in_features).float().cpu().numpy()
+        chosen = x[np.unique(np.linspace(0, len(x) - 1, min(rows, len(x))).astype(int))]
+        weight = layer.weight.detach().float().cpu().numpy().T
+        found[name] = lmul.best_matmul_offset(chosen, weight, mantissa, form, rows)
+
+    hooks = [
+        module.register_forward_pre_hook(partial(take, name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.inference_mode():
+            run(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise BitwrightError(f"Running {type(network).__name__} reached no linear layer to choose a constant for.")
+    return found
