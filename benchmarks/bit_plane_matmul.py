@@ -1,16 +1,18 @@
-"""Bit-plane products beside int8 and float32 products of PyTorch, interleaved in one run.
+"""Bit-plane products beside int8 and float32 products of PyTorch, interleaved in one run, and what the costs predict.
 
     python benchmarks/bit_plane_matmul.py [--threads 1 2] [--repeats 9]
 
 Writes benchmarks/results/bit_plane_matmul.json: median and least time of every product of 4096 x 4096 weights with N
-columns, ratios of medians to torch int8 (exact on this machine or not is stated), and what the plan predicts from the
-one-bit rate measured in the same run. Activation planes are packed inside the timed call.
+columns, ratios of least times to torch int8, the times predicted from rates measured in the same run, and the number
+of pairs of planes p * q at which int8 becomes faster, measured and predicted. Activations are packed inside the timed
+call.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import platform
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -19,14 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitwright.kernels.bit_plane_matmul import matmul, measure_rate, pack, predict, tiling
+from bitwright.core.files import write_json
+from bitwright.kernels.bit_plane_cost import bit_plane_cost, crossing, crossover_pairs, dense_cost, measure_rates
+from bitwright.kernels.bit_plane_matmul import matmul, pack, tiling
 
 RESULT = Path(__file__).parent / "results" / "bit_plane_matmul.json"
 SIZE = 4096
-WIDTHS = ((1, 1), (1, 2), (2, 2), (1, 8), (2, 8), (4, 4))
+ONE_BIT_WEIGHTS = [(1, q) for q in range(1, 9)]
+WIDTHS = (*ONE_BIT_WEIGHTS, (2, 2), (2, 8), (3, 4), (4, 4))
 
 
-def times(calls: dict[str, Any], repeats: int) -> dict[str, dict[str, float]]:
+def times(calls: dict[str, Any], repeats: int) -> dict[str, dict[str, Any]]:
     """Median and least seconds of every call, one after the other, `repeats` times."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -44,23 +49,35 @@ def measure(columns: int, threads: int, repeats: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     rng = np.random.default_rng(0)
     int8 = torch.from_numpy(rng.integers(-127, 128, (SIZE, SIZE)).astype(np.int8))
-    acts8 = torch.from_numpy(rng.integers(-127, 128, (max(columns, 17), SIZE)).astype(np.int8))
-    real, acts = int8.float(), acts8[:columns].float()
+    acts8 = torch.from_numpy(rng.integers(-127, 128, (columns, SIZE)).astype(np.int8))
+    real, acts = int8.float(), acts8.float()
     calls: dict[str, Any] = {
-        "torch int8": lambda: torch._int_mm(acts8[:columns], int8),
-        "torch float32": lambda: acts @ real,
+        "torch int8": lambda: torch._int_mm(acts8, int8.t()),
+        "torch float32": lambda: acts @ real.t(),
     }
     for p, q in WIDTHS:
         weights = pack(rng.integers(0, 1 << p, (SIZE, SIZE)).astype(np.uint8), p)
         codes = rng.integers(0, 1 << q, (columns, SIZE)).astype(np.uint8)
         calls[f"W{p}A{q}"] = lambda weights=weights, codes=codes, q=q: matmul(weights, pack(codes, q), threads)
     found = times(calls, repeats)
-    rate = measure_rate(threads)["one_bit_macs_per_s"]
+    rates = measure_rates()
+    level = found["torch int8"]["least_s"]
+    for kind in ("int8", "float32"):
+        cost = dense_cost(tiling(SIZE, columns, SIZE, 1, 1), rates, kind, threads)
+        found[f"torch {kind}"] |= {"predicted_s": cost.time_s, "predicted_bound": cost.bound}
     for p, q in WIDTHS:
+        cost = bit_plane_cost(tiling(SIZE, columns, SIZE, p, q), rates, threads)
         entry = found[f"W{p}A{q}"]
-        entry["over_int8"] = found["torch int8"]["median_s"] / entry["median_s"]
-        entry["predicted_compute_s"] = predict(tiling(SIZE, columns, SIZE, p, q), rate, 1e12).compute_s
-    return {"one_bit_macs_per_s": rate, **found}
+        entry |= {
+            "speed_over_int8": level / entry["least_s"],
+            "predicted_s": cost.time_s,
+            "predicted_bound": cost.bound,
+        }
+    ladder = [found[f"W{p}A{q}"]["least_s"] for p, q in ONE_BIT_WEIGHTS]
+    pairs = {"measured": crossing([p * q for p, q in ONE_BIT_WEIGHTS], ladder, level)}
+    if threads == 1:
+        pairs["predicted"] = crossover_pairs(columns, SIZE, rates, SIZE)
+    return {"products": found, "pairs of planes as fast as int8": pairs, "rates": asdict(rates)}
 
 
 if __name__ == "__main__":
@@ -68,13 +85,20 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
-    data = {
-        f"{threads} threads": {f"N = {columns}": measure(columns, threads, given.repeats) for columns in (1, 8, 512)}
-        for threads in given.threads
-    }
-    for threads, sizes in data.items():
-        for size, rows in sizes.items():
-            text = ", ".join(f"{name} {row['over_int8']:.2f}" for name, row in rows.items()
-                             if isinstance(row, dict) and "over_int8" in row)  # fmt: skip
-            print(f"{threads}, {size}: int8 {rows['torch int8']['median_s'] * 1e3:.2f} ms; times as fast: {text}")
-    RESULT.write_text(json.dumps({"evidence": "executed", "size": SIZE, **data}, indent=1) + "\n")
+    data: dict[str, Any] = {}
+    for threads in given.threads:
+        for columns in (1, 8, 512):
+            rows = measure(columns, threads, given.repeats)
+            data.setdefault(f"{threads} threads", {})[f"N = {columns}"] = rows
+            products = rows["products"]
+            text = ", ".join(
+                f"{name} {row['speed_over_int8']:.2f} ({row['predicted_s'] * 1e3:.2f}/{row['least_s'] * 1e3:.2f})"
+                for name, row in products.items() if "speed_over_int8" in row
+            )  # fmt: skip
+            int8 = products["torch int8"]
+            print(f"{threads} threads, N = {columns}: int8 {int8['least_s'] * 1e3:.2f} ms; times as fast", end=" ")
+            print(f"(predicted/measured ms): {text}; {rows['pairs of planes as fast as int8']}", flush=True)
+    processor = platform.processor() or platform.machine()
+    write_json(
+        RESULT, {"evidence": "executed", "processor": processor, "torch": torch.__version__, "size": SIZE, **data}
+    )

@@ -112,9 +112,12 @@ class Decoder(Component):
 
 
 class PairArray(Component):
-    """`rows` x `columns` elements. Inputs `a_i` and `b_j`, one byte of a row of A and of B (n, k) per cycle, row i and
-    column j delayed by i and j cycles; outputs `sum_i_j`, cleared by the reset. Raises InputError for 8-bit pairs and
-    accumulators below 15 bits, which hold no product."""
+    """`rows` x `columns` multiply-accumulate elements behind decoders of outlier-victim pairs at its border.
+
+    Inputs `a_i` and `b_j`, one byte of a row of A and of B (n, k) per cycle, row i and column j delayed by i and j
+    cycles; outputs `sum_i_j`, cleared by the reset. Raises InputError for 8-bit pairs and accumulators below 15 bits,
+    which hold no product.
+    """
 
     name = ARRAY
 
