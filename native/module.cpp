@@ -5,6 +5,7 @@ namespace bitwright {
 void bind_bit_plane_matmul(nanobind::module_& m);
 void bind_digit_histogram(nanobind::module_& m);
 void bind_gate_simulation(nanobind::module_& m);
+void bind_late_dequantisation(nanobind::module_& m);
 void bind_logarithmic_multiplication(nanobind::module_& m);
 void bind_number_formats(nanobind::module_& m);
 void bind_outlier_victim(nanobind::module_& m);
@@ -16,6 +17,7 @@ NB_MODULE(_native, m) {
     bitwright::bind_bit_plane_matmul(m);
     bitwright::bind_digit_histogram(m);
     bitwright::bind_gate_simulation(m);
+    bitwright::bind_late_dequantisation(m);
     bitwright::bind_logarithmic_multiplication(m);
     bitwright::bind_number_formats(m);
     bitwright::bind_outlier_victim(m);

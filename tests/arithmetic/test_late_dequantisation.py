@@ -6,6 +6,7 @@ import pytest
 from bitwright.arithmetic.late_dequantisation import (
     GroupedWeights,
     dequantisation_work,
+    float_group_products,
     group_products,
     matmul,
     quantise_tokens,
@@ -81,6 +82,20 @@ def test_equal_to_dequantised_weights(symmetric):
     assert np.abs(weights.dequantise() - w).max() <= weights.scale.max() * (1.0 if symmetric else 0.51)
 
 
+def test_scales_that_fit_the_table_of_an_accelerator():
+    w = np.random.default_rng(0).normal(0, 0.05, (100, 6))
+    w[:32, 0] = 1e-9  # a scale below the smallest float16 number
+    weights = quantise_weights(w, group=32, half_scales=True)
+    assert np.array_equal(weights.scale.astype(np.float16), weights.scale)
+    assert (weights.scale > 0).all()
+    assert np.abs(weights.dequantise() - w).max() <= weights.scale.max() * 0.52
+    with pytest.raises(InputError, match="beyond float16"):
+        quantise_weights(w * 1e8, half_scales=True)
+    with pytest.raises(InputError, match="do not divide"):
+        quantise_weights(w, group=32, short_last_group=False)
+    assert len(quantise_weights(w, group=50, short_last_group=False).scale) == 2
+
+
 def test_work_crosses_at_the_group_size():
     for group in (32, 128):
         for m in (1, group - 1, group, group + 1, 4 * group):
@@ -100,7 +115,8 @@ def test_work_crosses_at_the_group_size():
         lambda w: quantise_weights(np.ones((2, 2)), bits=9), lambda w: quantise_weights(np.ones((2, 2)), group=0),
         lambda w: matmul(np.zeros((2, 8), np.int8), GroupedWeights(w.codes, w.scale, w.zero + 16, 4, 8), [1.0, 1.0]),
         lambda w: matmul(np.zeros((2, 8), np.int8), GroupedWeights(w.codes, w.scale * np.nan, w.zero, 4, 8), [1.0] * 2),
-        lambda w: dequantisation_work(0, 1, 1, 1),
+        lambda w: matmul(np.zeros((2, 8), np.int8), GroupedWeights(w.codes, w.scale[:, :2], w.zero, 4, 8), [1.0] * 2),
+        lambda w: float_group_products(np.zeros((2, 8), np.int8), w), lambda w: dequantisation_work(0, 1, 1, 1),
     ],
 )  # fmt: skip
 def test_bad_input(call):

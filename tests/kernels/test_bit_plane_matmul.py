@@ -113,7 +113,8 @@ def test_rounding_with_given_or_shared_scales_and_zeros():
 def test_signed_operands_with_zero_points(p, q, k, seed):
     rng = np.random.default_rng(seed)
     v, u = (rng.integers(-(1 << (b - 1)), 1 << (b - 1), (rows, k)) for b, rows in ((p, 9), (q, 11)))
-    sv, zv, su, zu = rng.random((9, 1)) + 0.1, rng.normal(size=(9, 1)), rng.random((11, 1)) + 0.1, rng.normal(size=(11, 1))
+    sv, su = rng.random((9, 1)) + 0.1, rng.random((11, 1)) + 0.1
+    zv, zu = rng.normal(size=(9, 1)), rng.normal(size=(11, 1))
     w, a = from_signed(v, p, sv, zv), from_signed(u, q, su, zu)
     left, right = sv * v + zv, su * u + zu
     expected = left @ right.T
@@ -188,7 +189,10 @@ def test_a_path_this_cpu_has_not_warns_and_falls_back(monkeypatch):
         (lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, path="gpu"), "Paths are"),
         (lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, form="or"), "Forms are"),
         (lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, threads=0), "at least one"),
-        (lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, out=np.zeros((2, 1), np.int32)), "takes the result"),
+        (
+            lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, out=np.zeros((2, 1), np.int32)),
+            "takes the result",
+        ),
         (lambda: quantise(np.full((1, 3), np.nan, np.float32), 2), "NaN or infinity"),
         (lambda: quantise(np.zeros((3, 2), np.float32).T, 2), "not contiguous"),
         (lambda: quantise(np.zeros((2, 3)), 2), "float32"),

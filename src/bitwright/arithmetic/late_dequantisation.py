@@ -46,10 +46,15 @@ class GroupedWeights:
         return self.scale.size * (16 + self.bits)
 
 
-def quantise_weights(w: ArrayLike, bits: int = 4, group: int = 128, symmetric: bool = False) -> GroupedWeights:
+def quantise_weights(
+    w: ArrayLike, bits: int = 4, group: int = 128, symmetric: bool = False, half_scales: bool = False,
+    short_last_group: bool = True,
+) -> GroupedWeights:  # fmt: skip
     """Round W (k, n) to nearest codes per output column and group; `symmetric` has the zero point 2^(bits-1).
 
-    Raises InputError for NaN or infinity, other shapes, bits outside 2..8 and groups below 1.
+    `half_scales`: scales are float16 numbers, as tables of accelerators hold them. Without `short_last_group`, groups
+    must divide k. Raises InputError for NaN or infinity, other shapes, bits outside 2..8, groups below 1, and weights
+    too large for float16 scales.
     """
     weights = np.asarray(w, np.float32)
     if weights.ndim != 2 or not weights.size or not np.isfinite(weights).all():
@@ -57,6 +62,8 @@ def quantise_weights(w: ArrayLike, bits: int = 4, group: int = 128, symmetric: b
     if not 2 <= bits <= 8 or group < 1:
         raise InputError(f"Codes have 2 to 8 bits and groups at least one row; got {bits} bits, groups of {group}.")
     k, n = weights.shape
+    if k % group and not short_last_group:
+        raise InputError(f"Groups of {group} rows do not divide k = {k}; allow a short last group, or pad the weights.")
     top = (1 << bits) - 1
     starts = range(0, k, group)
     scale, zero = np.empty((len(starts), n), np.float32), np.empty((len(starts), n), np.uint8)
@@ -71,10 +78,19 @@ def quantise_weights(w: ArrayLike, bits: int = 4, group: int = 128, symmetric: b
             low, high = np.minimum(part.min(axis=0), 0), np.maximum(part.max(axis=0), 0)
             scale[at] = (high - low) / top
         scale[at] = np.where(scale[at] > 0, np.maximum(scale[at], np.finfo(np.float32).tiny), 1)
+        if half_scales:
+            scale[at] = _half(scale[at])
         if not symmetric:
             zero[at] = np.clip(np.rint(-low / scale[at]), 0, top)
         codes[start : start + group] = np.clip(np.rint(part / scale[at]) + zero[at], 0, top)
     return GroupedWeights(codes, scale, zero, bits, group)
+
+
+def _half(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rounded to float16, at least its smallest subnormal number."""
+    if float(scale.max()) > 65504:
+        raise InputError(f"A scale of {float(scale.max()):g} is beyond float16 (65504); use float32 scales.")
+    return np.maximum(scale.astype(np.float16), np.float16(2.0**-24)).astype(np.float32)
 
 
 def group_products(x: ArrayLike, weights: GroupedWeights) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -93,6 +109,23 @@ def group_products(x: ArrayLike, weights: GroupedWeights) -> tuple[NDArray[np.in
     return np.stack(products), np.stack(sums)
 
 
+def float_group_products(x: ArrayLike, weights: GroupedWeights) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """P (groups, m, n) and R (groups, m) of float16 activations x (m, k): exact products, float32 sums, k ascending.
+
+    Raises InputError as `group_products`.
+    """
+    codes = _checked(x, weights)
+    if codes.dtype != np.float16:
+        raise InputError(f"Group products in float32 take float16 activations, not {codes.dtype}.")
+    real, integers = codes.astype(np.float32), weights.codes.astype(np.float32)
+    groups, (m, n) = len(weights.scale), (codes.shape[0], integers.shape[1])
+    products, sums = np.zeros((groups, m, n), np.float32), np.zeros((groups, m), np.float32)
+    for k in range(codes.shape[1]):
+        products[k // weights.group] += real[:, k, None] * integers[None, k]
+        sums[k // weights.group] += real[:, k]
+    return products, sums
+
+
 def matmul(x: ArrayLike, weights: GroupedWeights, token_scale: ArrayLike | None = None) -> NDArray[np.float32]:
     """Y (m, n) float32 of int8 codes x (m, k) with `token_scale` (m,), or of float16 x, by late dequantisation.
 
@@ -106,13 +139,10 @@ def matmul(x: ArrayLike, weights: GroupedWeights, token_scale: ArrayLike | None 
     if codes.dtype == np.float16:
         if token_scale is not None:
             raise InputError("float16 activations have no token scale.")
-        real, integers = codes.astype(np.float32), weights.codes.astype(np.float32)
-        for at, start in enumerate(range(0, codes.shape[1], weights.group)):
-            product, row_sums = np.zeros((m, n), np.float32), np.zeros(m, np.float32)
-            for k in range(start, min(start + weights.group, codes.shape[1])):
-                product += real[:, k, None] * integers[None, k]
-                row_sums += real[:, k]
-            total += weights.scale[at] * (product - weights.zero[at].astype(np.float32) * row_sums[:, None])
+        parts, row_sums = float_group_products(codes, weights)
+        for at in range(len(weights.scale)):
+            shift = weights.zero[at].astype(np.float32) * row_sums[at][:, None]
+            total += weights.scale[at] * (parts[at] - shift)
         return total
     scale = np.asarray(token_scale, np.float32)
     if token_scale is None or scale.shape != (m,) or not (np.isfinite(scale) & (scale > 0)).all():
@@ -165,9 +195,22 @@ def _checked(x: ArrayLike, weights: GroupedWeights) -> NDArray[np.int8] | NDArra
         raise InputError(f"Activations are int8 or float16, not {codes.dtype}.")
     if codes.dtype == np.float16 and not np.isfinite(codes).all():
         raise InputError("Activations hold NaN or infinity.")
+    check_weights(weights)
+    return codes
+
+
+def check_weights(weights: GroupedWeights) -> None:
+    """Raise InputError for codes or zero points beyond their bits, scales that are NaN or infinite, other shapes."""
+    k, n = weights.codes.shape
+    shape = (-(-k // weights.group), n)
+    if weights.scale.shape != shape or weights.zero.shape != shape:
+        raise InputError(
+            f"Weights {(k, n)} in groups of {weights.group} have scales and zero points {shape}, not "
+            f"{weights.scale.shape} and {weights.zero.shape}."
+        )
     top = (1 << weights.bits) - 1
-    if int(weights.zero.max()) > top or int(weights.codes.max()) > top:
-        raise InputError(f"Codes and zero points of {weights.bits} bits are 0 to {top}.")
+    for what, values in (("code", weights.codes), ("zero point", weights.zero)):
+        if int(values.max()) > top or int(values.min()) < 0:
+            raise InputError(f"A {what} is outside the 0 to {top} of {weights.bits} bits.")
     if not np.isfinite(weights.scale).all():
         raise InputError("A weight scale is NaN or infinite.")
-    return codes

@@ -46,7 +46,7 @@ EncodingName = Annotated[str, typer.Option("--encoding", "-e", help="Digits of A
 Multiplier = Annotated[
     str,
     typer.Option(help="booth; tool: a product left to the synthesis tool; or a product of number-format codes, as "
-                 "fp8_e4m3, int8*uint4, int8*shift3, ovp4, lmul_e4m3."),
+                 "fp8_e4m3, int8\\*uint4, int8\\*shift3, ovp4, lmul_e4m3."),
 ]  # fmt: skip
 ABits = Annotated[int, typer.Option(help="Width of A, the operand that is encoded.")]
 BBits = Annotated[int, typer.Option(help="Width of B.")]

@@ -1,7 +1,7 @@
-"""Floating-point additions and accumulation in hardware: L-Mul, dot products of block floating point, FP16 products.
+"""Floating-point arithmetic in hardware: L-Mul, sums, products, dot products of block floating point, FP16 products.
 
-Sums are IEEE 754 binary32 additions rounded to nearest, ties to even, with subnormal numbers, infinities and NaN, one
-per cycle. The two accumulating units have the input `first`, which starts a new sum, and the sum as output, `latency`
+Sums and products are those of IEEE 754 binary32, rounded to nearest, ties to even, with subnormal numbers, infinities
+and NaN. The two accumulating units have the input `first`, which starts a new sum, and the sum as output, `latency`
 cycles after the inputs; nothing but the addition stands in the loop of the accumulator.
 
     BlockDotProduct   n products of p-bit integers, their exact sum times 2^(sum of the shared exponents) rounded to
@@ -167,6 +167,77 @@ def float_of_integer(module: Module, integer: Any, exponent: Any) -> Any:
     beyond = ~tiny & (place >= (1 << exponent_bits) - 1)
     found = Mux(integer == 0, 0, Mux(beyond, infinity, code))
     return _signal(module, unsigned(exponent_bits + m + 1), Cat(found[: exponent_bits + m], negative))
+
+
+def multiply_floats(module: Module, a: Any, b: Any, exponent_bits: int = 8, mantissa_bits: int = 23) -> Any:
+    """a * b of words (sign, exponent, mantissa) by the rules of IEEE 754, to nearest, ties to even.
+
+    NaN is the quiet one without a sign. Source: IEEE 754-2019, sections 4.3.1, 6.2 and 6.3.
+    """
+    m, top = mantissa_bits, exponent_bits + mantissa_bits
+    last, bias = (1 << exponent_bits) - 1, (1 << (exponent_bits - 1)) - 1
+    infinity = last << m
+    magnitudes = [_signal(module, unsigned(top), word[:top]) for word in (a, b)]
+    significands = [_signal(module, unsigned(m + 1), Cat(word[:m], word[m:].any())) for word in magnitudes]
+    exponents = [Mux(word[m:].any(), word[m:], 1) for word in magnitudes]
+    wide = 2 * m + 2
+    product = _signal(module, unsigned(wide), significands[0] * significands[1])
+    zeros = _leading_zeros(module, product)
+    normalised = _signal(module, unsigned(wide), (product << zeros)[:wide])
+    place = _signal(module, signed(exponent_bits + 3), exponents[0] + exponents[1] - (bias - 1) - zeros)
+    below = _signal(module, signed(exponent_bits + 3), 1 - place)
+    tiny = _signal(module, unsigned(1), below > 0)
+    most = m + 3  # further right nothing but the sticky bit is left
+    bounded = Mux(below > most, most, below)
+    places = _signal(module, unsigned(most.bit_length()), Mux(tiny, bounded[: most.bit_length()], 0))
+    kept = Cat(normalised[:m].any(), normalised[m : 2 * m + 2])  # significand, guard and sticky bit
+    moved = _shifted_right(module, _signal(module, unsigned(m + 3), kept), places)
+    field = _signal(module, unsigned(exponent_bits), Mux(tiny, 0, place[:exponent_bits]))
+    code = _rounded(module, Cat(moved[2 : m + 2], field), moved[:2])
+    beyond = ~tiny & (place >= last)
+    zero = ~magnitudes[0].any() | ~magnitudes[1].any()
+    special = [word >= infinity for word in magnitudes]
+    nan = (magnitudes[0] > infinity) | (magnitudes[1] > infinity) | (zero & (special[0] | special[1]))
+    infinite = special[0] | special[1] | (beyond & ~zero)
+    magnitude = Mux(nan, infinity | 1 << (m - 1), Mux(infinite, infinity, Mux(zero, 0, code)))
+    return _signal(module, unsigned(top + 1), Cat(magnitude[:top], (a[top] ^ b[top]) & ~nan))
+
+
+def single_of_scaled(module: Module, magnitude: Any, exponent: Any, negative: Any) -> Any:
+    """The binary32 word of magnitude * 2^exponent for an unsigned magnitude of up to 24 bits, exact.
+
+    The result must be zero or a normal number; exponents beyond are the caller's. Raises InputError for wider words.
+    """
+    exponent_bits, m = SINGLE
+    bits = len(magnitude)
+    if bits > m + 1:
+        raise InputError(f"An integer of {bits} bits is not exact in binary32; up to {m + 1} are.")
+    zeros = _leading_zeros(module, magnitude)
+    aligned = _signal(module, unsigned(bits), (magnitude << zeros)[:bits])
+    field = _signal(module, unsigned(exponent_bits), (exponent + (bits - 1 + 127) - zeros)[:exponent_bits])
+    found = Mux(magnitude.any(), Cat(Const(0, m + 1 - bits), aligned[: bits - 1], field), 0)
+    return _signal(module, unsigned(32), Cat(found[:31], negative))
+
+
+def single_of_half(module: Module, word: Any, multiplier: Any = None) -> Any:
+    """The binary32 word of an FP16 number, subnormal ones, infinities and NaN included, exact.
+
+    With an unsigned 4-bit `multiplier`, of their product: four gated shifted copies of the significand are added. Its
+    zero gives zero for infinities and NaN too (arXiv 2411.16158, W4A16).
+    """
+    normal = word[10:15].any()
+    significand = Cat(word[:10], normal)
+    if multiplier is not None:
+        total = sum(Mux(multiplier[place], significand, 0) << place for place in range(4))
+        significand = _signal(module, unsigned(15), total)
+    exponent = Mux(normal, word[10:15], 1)
+    found = single_of_scaled(module, significand, exponent - 25, word[15])
+    special = word[10:15].all() if multiplier is None else word[10:15].all() & multiplier.any()
+    passed = Cat(Const(0, 13), word[:10], Const(0xFF, 8), word[15])
+    # 31 as an exponent would only matter for infinities and NaN
+    return _signal(
+        module, unsigned(32), Mux(special, passed, Mux(word[10:15].all(), Cat(Const(0, 31), word[15]), found))
+    )
 
 
 class _Accumulating(Component):
