@@ -8,13 +8,9 @@
 #include <cstdint>
 #include <stdexcept>
 
-namespace nb = nanobind;
+#include "clones.hpp"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define BITWRIGHT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define BITWRIGHT_CLONES
-#endif
+namespace nb = nanobind;
 
 namespace bitwright {
 
@@ -73,6 +69,117 @@ static void round_floats(const float* x, const float* scale, size_t groups, size
     }
 }
 
+// Smallest and largest value of every group; NaN is not there.
+BITWRIGHT_CLONES
+static void group_extremes(const float* x, size_t groups, size_t size, float* low, float* high) {
+    constexpr size_t kLanes = 16;
+    for (size_t g = 0; g < groups; ++g, x += size) {
+        float least[kLanes], most[kLanes];
+        for (size_t lane = 0; lane < kLanes; ++lane) least[lane] = most[lane] = x[0];
+        size_t i = 0;
+        for (; i + kLanes <= size; i += kLanes)
+            for (size_t lane = 0; lane < kLanes; ++lane) {
+                least[lane] = x[i + lane] < least[lane] ? x[i + lane] : least[lane];
+                most[lane] = x[i + lane] > most[lane] ? x[i + lane] : most[lane];
+            }
+        for (; i < size; ++i) {
+            least[0] = std::min(x[i], least[0]);
+            most[0] = std::max(x[i], most[0]);
+        }
+        low[g] = *std::min_element(least, least + kLanes);
+        high[g] = *std::max_element(most, most + kLanes);
+    }
+}
+
+// code = clamp(round_half_even(x / scale) + zero, 0, top).
+BITWRIGHT_CLONES
+static void round_unsigned(const float* x, const float* scale, const float* zero, size_t groups, size_t size, float top,
+                           uint8_t* codes) {
+    for (size_t g = 0; g < groups; ++g, x += size, codes += size) {
+        const float s = scale[g], z = zero[g];
+        for (size_t i = 0; i < size; ++i) {
+            const float q = std::min(std::max(__builtin_rintf(x[i] / s) + z, 0.0f), top);
+            codes[i] = static_cast<uint8_t>(static_cast<int32_t>(q));
+        }
+    }
+}
+
+// code = clamp(round_half_even((x / scale + top) / 2), 0, top): the odd integer 2 code - top.
+BITWRIGHT_CLONES
+static void round_bipolar(const float* x, const float* scale, size_t groups, size_t size, float top, uint8_t* codes) {
+    for (size_t g = 0; g < groups; ++g, x += size, codes += size) {
+        const float s = scale[g];
+        for (size_t i = 0; i < size; ++i) {
+            const float q = std::min(std::max(__builtin_rintf((x[i] / s + top) * 0.5f), 0.0f), top);
+            codes[i] = static_cast<uint8_t>(static_cast<int32_t>(q));
+        }
+    }
+}
+
+// Of `count` shares of the scale `most` of a group, the one of least squared error as bipolar integers, the first of
+// equal ones; 0 where `most` is 0. Errors of 1,024 values are summed pairwise in float32, those sums in double.
+BITWRIGHT_CLONES
+static void best_bipolar_scales(const float* x, const float* most, const float* shares, size_t count, size_t groups,
+                                size_t size, float top, float* scale) {
+    constexpr size_t kChunk = 1024;
+    alignas(64) float off[kChunk];
+    for (size_t g = 0; g < groups; ++g, x += size) {
+        double best = HUGE_VAL;
+        scale[g] = most[g];
+        for (size_t at = 0; at < count && most[g] > 0; ++at) {
+            const float s = most[g] * shares[at], inverse = 0.5f / s, limit = top * s;
+            double error = 0;
+            for (size_t start = 0; start < size && error < best; start += kChunk) {
+                const size_t count_here = std::min(size - start, kChunk);
+                size_t width = std::bit_ceil(count_here);
+                for (size_t i = count_here; i < width; ++i) off[i] = 0;
+                const float* from = x + start;
+                for (size_t i = 0; i < count_here; ++i) {
+                    const float magnitude = std::fabs(from[i]);
+                    // the nearest odd integer to v >= 0 is 2 round(v / 2 - 1 / 2) + 1
+                    const float value = __builtin_rintf(magnitude * inverse - 0.5f) * 2 * s + s;
+                    const float apart = magnitude - (value < limit ? value : limit);
+                    off[i] = apart * apart;
+                }
+                for (width /= 2; width > 0; width /= 2)
+                    for (size_t i = 0; i < width; ++i) off[i] += off[i + width];
+                error += off[0];
+            }
+            if (error < best) {
+                best = error;
+                scale[g] = s;
+            }
+        }
+    }
+}
+
+// The power of two of the nearest logarithm: a sign bit, and exponent - lowest + 1 between 1 and 1 - lowest; 0 for 0.
+BITWRIGHT_CLONES
+static void round_powers(const float* x, const float* scale, size_t groups, size_t size, int lowest, int sign_bit,
+                         uint8_t* codes) {
+    constexpr uint32_t kRoot = 0x3504f4u;  // fraction of the first float above the square root of 2
+    for (size_t g = 0; g < groups; ++g, x += size, codes += size) {
+        const float s = scale[g];
+        for (size_t i = 0; i < size; ++i) {
+            const uint32_t bits = std::bit_cast<uint32_t>(x[i] / s), magnitude = bits & 0x7fffffffu;
+            const int32_t up = (magnitude & 0x7fffffu) >= kRoot ? 1 : 0;
+            const int32_t exponent = static_cast<int32_t>(magnitude >> 23) - 127 + up;
+            const int32_t code = std::min(std::max(exponent, lowest), 0) - lowest + 1;
+            const int32_t sign = static_cast<int32_t>(bits >> 31) << sign_bit;
+            codes[i] = static_cast<uint8_t>(magnitude == 0 ? 0 : code | sign);
+        }
+    }
+}
+
+BITWRIGHT_CLONES
+static void look_up_offset(const uint8_t* codes, const float* zero, const float* scale, size_t groups, size_t size,
+                           float* x) {
+    for (size_t g = 0; g < groups; ++g, x += size, codes += size) {
+        const float s = scale[g], z = zero[g];
+        for (size_t i = 0; i < size; ++i) x[i] = (static_cast<float>(codes[i]) - z) * s;
+    }
+}
+
 BITWRIGHT_CLONES
 static void look_up(const uint8_t* codes, const float* table, const float* scale, size_t groups, size_t size, float* x) {
     for (size_t g = 0; g < groups; ++g, x += size, codes += size) {
@@ -113,11 +220,65 @@ static void decode_codes(Codes codes, Table table, Reals scale, RealsOut x) {
     look_up(codes.data(), table.data(), scale.data(), scale.shape(0), size, x.data());
 }
 
+static void extremes(Reals x, RealsOut low, RealsOut high) {
+    const size_t size = group_size(x.shape(0), low.shape(0));
+    if (high.shape(0) != low.shape(0)) throw std::invalid_argument("as many largest as smallest values");
+    nb::gil_scoped_release release;
+    group_extremes(x.data(), low.shape(0), size, low.data(), high.data());
+}
+
+static void encode_unsigned(Reals x, Reals scale, Reals zero, int top, CodesOut codes) {
+    const size_t size = group_size(x.shape(0), scale.shape(0));
+    if (codes.shape(0) != x.shape(0)) throw std::invalid_argument("as many codes as values");
+    if (zero.shape(0) != scale.shape(0)) throw std::invalid_argument("as many zero points as scales");
+    nb::gil_scoped_release release;
+    round_unsigned(x.data(), scale.data(), zero.data(), scale.shape(0), size, static_cast<float>(top), codes.data());
+}
+
+static void encode_bipolar(Reals x, Reals scale, int top, CodesOut codes) {
+    const size_t size = group_size(x.shape(0), scale.shape(0));
+    if (codes.shape(0) != x.shape(0)) throw std::invalid_argument("as many codes as values");
+    nb::gil_scoped_release release;
+    round_bipolar(x.data(), scale.data(), scale.shape(0), size, static_cast<float>(top), codes.data());
+}
+
+static void bipolar_scales(Reals x, Reals most, Reals shares, int top, RealsOut scale) {
+    const size_t size = group_size(x.shape(0), most.shape(0));
+    if (scale.shape(0) != most.shape(0)) throw std::invalid_argument("as many scales as groups");
+    nb::gil_scoped_release release;
+    best_bipolar_scales(x.data(), most.data(), shares.data(), shares.shape(0), most.shape(0), size,
+                        static_cast<float>(top), scale.data());
+}
+
+static void encode_powers(Reals x, Reals scale, int lowest, int sign_bit, CodesOut codes) {
+    const size_t size = group_size(x.shape(0), scale.shape(0));
+    if (codes.shape(0) != x.shape(0)) throw std::invalid_argument("as many codes as values");
+    nb::gil_scoped_release release;
+    round_powers(x.data(), scale.data(), scale.shape(0), size, lowest, sign_bit, codes.data());
+}
+
+static void decode_unsigned(Codes codes, Reals zero, Reals scale, RealsOut x) {
+    const size_t size = group_size(codes.shape(0), scale.shape(0));
+    if (codes.shape(0) != x.shape(0)) throw std::invalid_argument("as many values as codes");
+    if (zero.shape(0) != scale.shape(0)) throw std::invalid_argument("as many zero points as scales");
+    nb::gil_scoped_release release;
+    look_up_offset(codes.data(), zero.data(), scale.data(), scale.shape(0), size, x.data());
+}
+
 void bind_number_formats(nb::module_& m) {
     m.def("group_magnitudes", &magnitudes, nb::arg("x"), nb::arg("maxima"));
     m.def("encode_integers", &encode_integers, nb::arg("x"), nb::arg("scale"), nb::arg("top"), nb::arg("codes"));
     m.def("encode_floats", &encode_floats, nb::arg("x"), nb::arg("scale"), nb::arg("mantissa"), nb::arg("bias"),
           nb::arg("largest"), nb::arg("sign_bit"), nb::arg("codes"));
+    m.def("group_extremes", &extremes, nb::arg("x"), nb::arg("low"), nb::arg("high"));
+    m.def("encode_unsigned", &encode_unsigned, nb::arg("x"), nb::arg("scale"), nb::arg("zero"), nb::arg("top"),
+          nb::arg("codes"));
+    m.def("encode_bipolar", &encode_bipolar, nb::arg("x"), nb::arg("scale"), nb::arg("top"), nb::arg("codes"));
+    m.def("bipolar_scales", &bipolar_scales, nb::arg("x"), nb::arg("most"), nb::arg("shares"), nb::arg("top"),
+          nb::arg("scale"));
+    m.def("encode_powers", &encode_powers, nb::arg("x"), nb::arg("scale"), nb::arg("lowest"), nb::arg("sign_bit"),
+          nb::arg("codes"));
+    m.def("decode_unsigned", &decode_unsigned, nb::arg("codes"), nb::arg("zero"), nb::arg("scale"), nb::arg("x"));
     m.def("decode_codes", &decode_codes, nb::arg("codes"), nb::arg("table"), nb::arg("scale"), nb::arg("x"));
 }
 

@@ -12,13 +12,9 @@
 #include <stdexcept>
 #include <vector>
 
-namespace nb = nanobind;
+#include "clones.hpp"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define BITWRIGHT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define BITWRIGHT_CLONES
-#endif
+namespace nb = nanobind;
 
 namespace bitwright {
 namespace {

@@ -106,6 +106,28 @@ def encode_floats(
     sign_bit: int,
     codes: NDArray[np.uint8],
 ) -> None: ...
+def group_extremes(x: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> None: ...
+def encode_unsigned(
+    x: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    zero: NDArray[np.float32],
+    top: int,
+    codes: NDArray[np.uint8],
+) -> None: ...
+def encode_bipolar(x: NDArray[np.float32], scale: NDArray[np.float32], top: int, codes: NDArray[np.uint8]) -> None: ...
+def bipolar_scales(
+    x: NDArray[np.float32],
+    most: NDArray[np.float32],
+    shares: NDArray[np.float32],
+    top: int,
+    scale: NDArray[np.float32],
+) -> None: ...
+def encode_powers(
+    x: NDArray[np.float32], scale: NDArray[np.float32], lowest: int, sign_bit: int, codes: NDArray[np.uint8]
+) -> None: ...
+def decode_unsigned(
+    codes: NDArray[np.uint8], zero: NDArray[np.float32], scale: NDArray[np.float32], x: NDArray[np.float32]
+) -> None: ...
 def decode_codes(
     codes: NDArray[np.uint8], table: NDArray[np.float32], scale: NDArray[np.float32], x: NDArray[np.float32]
 ) -> None: ...

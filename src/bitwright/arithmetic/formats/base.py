@@ -73,24 +73,16 @@ class NumberFormat(Protocol):
         """The codes and scales of a tensor of that shape. Raises InputError for another number of bytes."""
 
 
-def decode_integers(integers: NDArray[np.int64], encoded: Encoded) -> NDArray[np.float32]:
-    """(integers - zero) * scale of a tensor's codes, float32, its original shape."""
-    grouped = _grouped(integers, encoded.scale)
-    if encoded.zero is not None:
-        grouped = grouped - encoded.zero[..., None]
-    real = grouped.astype(np.float32) * encoded.scale[..., None]
-    return _shaped(real, encoded)
-
-
 def decode_table(integers: NDArray[np.int64], encoded: Encoded) -> NDArray[np.float32]:
     """Values of byte codes through the 256 integers they mean, times their scales, in the original shape."""
     real = np.empty(encoded.codes.size, np.float32)
     codes = np.ascontiguousarray(encoded.codes).reshape(-1)
     _native.decode_codes(codes, integers.astype(np.float32), np.ascontiguousarray(encoded.scale).reshape(-1), real)
-    return _shaped(real, encoded)
+    return in_shape(real, encoded)
 
 
-def _shaped(real: NDArray[np.float32], encoded: Encoded) -> NDArray[np.float32]:
+def in_shape(real: NDArray[np.float32], encoded: Encoded) -> NDArray[np.float32]:
+    """Decoded values in the shape the tensor had, without the zeros that fill its last groups."""
     real = real.reshape(encoded.codes.shape)
     return real if real.shape == encoded.shape else np.ascontiguousarray(real[..., : encoded.shape[-1]])
 

@@ -170,14 +170,9 @@ class BipolarElement:
         33 from a fifth of what maps the largest magnitude to the largest value up to that."""
         if self.bits == 1:
             return np.asarray(np.abs(rows).mean(axis=1, dtype=np.float64), np.float32)
-        most = magnitudes(rows) / np.float32(self.largest)
-        best, found = np.full(len(rows), np.inf), most.copy()
-        for share in np.linspace(0.2, 1.0, 33, dtype=np.float32):
-            scale = np.where(most > 0, most * share, np.float32(1)).astype(np.float32)
-            values = self.integers[self.encode(rows, scale)] * scale[:, None]
-            error = np.square(values - rows, dtype=np.float64).sum(axis=1)
-            better = error < best
-            best[better], found[better] = error[better], (most * share)[better]
+        most, found = magnitudes(rows) / np.float32(self.largest), np.empty(len(rows), np.float32)
+        shares = np.linspace(0.2, 1.0, 33, dtype=np.float32)
+        _native.bipolar_scales(np.ascontiguousarray(rows).reshape(-1), most, shares, int(self.largest), found)
         return found
 
     def bytes_of(self, codes: NDArray[np.uint16]) -> Bytes:
@@ -186,16 +181,17 @@ class BipolarElement:
 
     def encode(self, grouped: Floats, scale: Floats) -> Bytes:
         """Bytes (groups, size) of the nearest odd integers to grouped / scale[:, None], ties to the even code."""
-        top = np.float32(self.largest)
-        codes: Bytes = np.clip(np.rint((grouped / scale[:, None] + top) / 2), 0, top).astype(np.uint8)
-        return codes
+        codes = np.empty(grouped.size, np.uint8)
+        flat = np.ascontiguousarray(grouped).reshape(-1)
+        _native.encode_bipolar(flat, np.ascontiguousarray(scale), int(self.largest), codes)
+        return codes.reshape(grouped.shape)
 
 
 @dataclass(frozen=True)
 class PowerOfTwoElement:
     """Zero and signed powers of two: a sign bit, and a code c of the exponent, 0 for zero, else 2^(c - 2^(bits-1) + 1).
 
-    Five bits hold 2^-14 to 1. The logarithm of a magnitude is rounded, ties to even; below the smallest power it is
+    Five bits hold 2^-14 to 1. The logarithm of a magnitude is rounded; below the smallest power it is
     that power, and zero stays zero. Source: arXiv 2306.06446, shift layers (b = 5).
     """
 
@@ -244,11 +240,10 @@ class PowerOfTwoElement:
 
     def encode(self, grouped: Floats, scale: Floats) -> Bytes:
         """Bytes (groups, size) of grouped / scale[:, None]."""
-        scaled = grouped / scale[:, None]
-        with np.errstate(divide="ignore"):
-            exponent = np.clip(np.rint(np.log2(np.abs(scaled))), self._lowest, 0)
-        code = np.where(scaled == 0, 0, exponent - self._lowest + 1).astype(np.uint8)
-        return np.asarray(code | np.where(scaled < 0, 1 << (self.bits - 1), 0).astype(np.uint8))
+        codes = np.empty(grouped.size, np.uint8)
+        flat = np.ascontiguousarray(grouped).reshape(-1)
+        _native.encode_powers(flat, np.ascontiguousarray(scale), self._lowest, self.bits - 1, codes)
+        return codes.reshape(grouped.shape)
 
 
 Element = IntegerElement | FloatElement | BipolarElement | PowerOfTwoElement

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitwright import _native
 from bitwright.arithmetic.formats import base
 from bitwright.arithmetic.formats.base import Array, Encoded, Granularity
 from bitwright.core.errors import InputError
@@ -59,15 +60,20 @@ class AsymmetricInteger:
         grouped = base.groups_of(real, self.granularity, self.name)
         kept = np.float16 if self.scale_bits == 16 else np.float32
         levels = (1 << self.bits) - 1
-        low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
+        flat = np.ascontiguousarray(grouped).reshape(-1)
+        extremes = np.empty((2, flat.size // grouped.shape[-1]), np.float32)
+        _native.group_extremes(flat, *extremes)
+        low, high = np.minimum(extremes[0], 0), np.maximum(extremes[1], 0)
         scale = high / np.float32(levels) - low / np.float32(levels)
         tiny = np.float32(np.finfo(kept).tiny)
         with np.errstate(over="ignore"):
             scale = np.where(scale == 0, np.float32(1), np.maximum(scale, tiny)).astype(kept).astype(np.float32)
         if not np.isfinite(scale).all():
             raise InputError("A scale leaves the range of float16; store float32 scales.")
-        zero = np.clip(np.rint(-low / scale), 0, levels).astype(np.int32)
-        codes = np.clip(np.rint(grouped / scale[..., None]) + zero[..., None], 0, levels).astype(np.uint8)
+        zero = np.clip(np.rint(-low / scale), 0, levels)
+        codes = np.empty(flat.size, np.uint8)
+        _native.encode_unsigned(flat, scale, zero, levels, codes)
+        scale, zero = scale.reshape(grouped.shape[:-1]), zero.reshape(grouped.shape[:-1]).astype(np.int32)
         if self.granularity == "tensor":
             return Encoded(codes.reshape(real.shape), scale.reshape(()), zero.reshape(()), real.shape)
         return Encoded(codes.reshape(*real.shape[:-1], -1), scale, zero, real.shape)
@@ -78,7 +84,11 @@ class AsymmetricInteger:
 
     def decode(self, encoded: Encoded) -> NDArray[np.float32]:
         """(code - zero) * scale."""
-        return base.decode_integers(encoded.codes.astype(np.int64), encoded)
+        assert encoded.zero is not None
+        real = np.empty(encoded.codes.size, np.float32)
+        zero, scale = (np.ascontiguousarray(each, np.float32).reshape(-1) for each in (encoded.zero, encoded.scale))
+        _native.decode_unsigned(np.ascontiguousarray(encoded.codes).reshape(-1), zero, scale, real)
+        return base.in_shape(real, encoded)
 
     def pack(self, encoded: Encoded) -> NDArray[np.uint8]:
         """Codes, then scales, then zero points."""
