@@ -21,7 +21,10 @@ import torch
 from bitwright.arithmetic import formats
 
 RESULT = Path(__file__).parent / "results" / "number_formats.json"
-NAMES = ("int8/row", "int4/32", "fp8_e4m3/row", "fp8_e4m3/none", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp4", "bfp12_32")
+NAMES = (
+    "int8/row", "int4/32", "uint4/32", "fp8_e4m3/row", "fp8_e4m3/none", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp4", "mxint8",
+    "bfp12_32", "shift5/row", "bipolar2/row", "bipolar4/row", "ovp4/row",
+)  # fmt: skip
 
 
 def rate(call: Callable[[], Any], values: int, repeats: int = 3) -> tuple[float, Any]:

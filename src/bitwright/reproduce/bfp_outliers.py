@@ -125,6 +125,21 @@ def _memory_ratio() -> Quantity:
     return Quantity(ratio, "", Evidence.PREDICTED, "exact bytes of codes and exponents, Llama2-7B, 4096 tokens")
 
 
+def dot_product_area(library: str, mantissa_bits: int = 4, block: int = 32) -> Quantity:
+    """Area times period of the block dot product with its binary32 sum over that of FP16 multiply-accumulates of the
+    same throughput; both one result per cycle, synthesised."""
+    from bitwright.engine.libraries import find_library
+    from bitwright.engine.rtl.floating_units import BlockDotProduct, HalfMultiplyAccumulate
+    from bitwright.engine.standalone_units import unit_gates
+
+    cells = find_library(library)
+    ours, peer = (unit_gates(unit, cells) for unit in (BlockDotProduct(mantissa_bits, block), HalfMultiplyAccumulate()))
+    periods = [report.period_s or report.longest_path_s for report in (ours, peer)]
+    ratio = ours.area_um2 * periods[0] / (block * peer.area_um2 * periods[1])
+    text = f"areas {ours.area_um2:.4g} and {block} x {peer.area_um2:.4g} um2, {periods[0] * 1e9:.3g} and "
+    return Quantity(ratio, "x", Evidence.SYNTHESISED, f"{text}{periods[1] * 1e9:.3g} ns")
+
+
 def _qualitative(value: float) -> Quantity:
     return Quantity(value, "", Evidence.PUBLISHED, f"{_PAPER}, stated without a figure")
 
@@ -169,7 +184,15 @@ def claims() -> tuple[Claim, ...]:
             "channels loses more to 4-bit keys than one of 7 B with heads of 128.",
         )  # fmt: skip
 
+    def gates(library: str) -> Claim:
+        return Claim(
+            "BFP12 dot product over FP16 multiply-accumulates, area x period", f"n = 32, binary32 sums, {library}",
+            _qualitative(1.0), lambda: dot_product_area(library), None,
+            "The paper has no gates. The mapped unit is simulated against the exact dot product in the tests.", "lower",
+        )  # fmt: skip
+
     return (
+        gates("osu018"), gates("predictive-28nm"),
         Claim("memory of an 8-bit over a 4-bit mantissa", "Llama2-7B, BFP16_64 over BFP12_64",
               Quantity(2.0, "", Evidence.PUBLISHED, f"{_PAPER}, abstract"), _memory_ratio, 0.02,
               "Exponents are shared by 64 values in both: (8 + 1/8) / (4 + 1/8)."),
