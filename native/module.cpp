@@ -3,6 +3,7 @@
 
 namespace bitwright {
 void bind_bit_plane_matmul(nanobind::module_& m);
+void bind_block_floating_attention(nanobind::module_& m);
 void bind_digit_histogram(nanobind::module_& m);
 void bind_gate_simulation(nanobind::module_& m);
 void bind_late_dequantisation(nanobind::module_& m);
@@ -15,6 +16,7 @@ void bind_timeline(nanobind::module_& m);
 NB_MODULE(_native, m) {
     m.doc() = "Native kernels of Bitwright.";
     bitwright::bind_bit_plane_matmul(m);
+    bitwright::bind_block_floating_attention(m);
     bitwright::bind_digit_histogram(m);
     bitwright::bind_gate_simulation(m);
     bitwright::bind_late_dequantisation(m);

@@ -194,3 +194,16 @@ def simulate_timeline(
     finish: NDArray[np.float64],
     cause: NDArray[np.int32],
 ) -> int: ...
+def block_floating_attention(
+    query: NDArray[np.float32],
+    key_codes: NDArray[np.uint8],
+    key_exponents: NDArray[np.uint8],
+    value_codes: NDArray[np.uint8],
+    value_exponents: NDArray[np.uint8],
+    tokens: int,
+    bits: int,
+    scale: float,
+    vectors: bool,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...

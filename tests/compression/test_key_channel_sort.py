@@ -23,6 +23,7 @@ from bitwright.compression.key_channel_sort import (
     weight_scores,
 )
 from bitwright.core.errors import InputError
+from bitwright.kernels.block_floating_attention import decode_attention
 from bitwright.models.block_floating_cache import BfpKVCache, kv_bytes, largest_batch
 from bitwright.models.configurations import configuration
 from bitwright.models.decoder import Decoder, DecoderConfig, KeyValueCache, generate, rotary_tables, rotate
@@ -262,6 +263,22 @@ def test_cache_holds_what_the_format_rounds_to(keys: str | None, values: str | N
         whole = torch.cat([pair[place] for pair in written], 2)
         expected = whole if name is None else formats.fake_quantise(formats.parse(name), whole)
         assert torch.equal(read[place], expected)
+
+
+@pytest.mark.parametrize("name", ["bfp12_32", "bfp16_16", "mxint8"])
+def test_the_attention_kernel_reads_the_cache(name: str) -> None:
+    config = DecoderConfig(10, 256, 30, 4, 2, 64, 64)
+    cache, query = BfpKVCache(config, 2, 40, name, name), torch.randn(4, 64)
+    for layer in range(config.layers):
+        keys, values = cache.append(layer, torch.randn(2, 2, 33, 64), torch.randn(2, 2, 33, 64))
+    found = decode_attention(query.numpy(), *cache.packed(config.layers - 1, 1), tokens=33)
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        query.double()[:, None], *(each[1].double().repeat_interleave(2, 0) for each in (keys, values))
+    )
+    assert np.allclose(found, exact[:, 0], atol=1e-5)
+    for other in ((name, None), ("mxfp4", "mxfp4")):
+        with pytest.raises(InputError, match="the kernel reads"):
+            BfpKVCache(config, 1, 4, *other).packed(0)
 
 
 def test_generation_with_the_packed_cache_is_that_of_rounded_keys_and_values() -> None:

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitwright.arithmetic import formats
+from bitwright.arithmetic.formats.elements import IntegerElement
 from bitwright.arithmetic.formats.shared_exponent import SharedExponent
 from bitwright.core.errors import InputError
+from bitwright.kernels.block_floating_attention import PackedHeads
 from bitwright.models.decoder import DecoderConfig, KeyValueCache
 
 _PLAIN_BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0}
@@ -104,6 +106,21 @@ class BfpKVCache(KeyValueCache):
             else store.codes.nbytes + store.exponents.nbytes
             for store in self._stores
         )  # fmt: skip
+
+    def packed(self, layer: int, sequence: int = 0) -> tuple[PackedHeads, PackedHeads]:
+        """Keys and values of one layer and sequence as `kernels.block_floating_attention` reads them, without a copy.
+
+        Raises InputError where one of them is kept in float32, or has codes that the kernel does not take.
+        """
+        found = []
+        for store in self._stores:
+            if isinstance(store, Tensor):
+                raise InputError("Keys or values are kept in float32; the kernel reads packed ones.")
+            if not isinstance(store.form.element, IntegerElement):
+                raise InputError(f"{store.form.name} has floating-point elements; the kernel reads integers.")
+            heads = PackedHeads(store.codes[layer, sequence], store.exponents[layer, sequence], store.form.code_bits)
+            found.append(heads)
+        return found[0], found[1]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Round and store (batch, kv_heads, tokens, head_dim) after `length`; returns all keys and values up to there,
