@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache as memory
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from torch.nn import functional
 
 from bitwright.arithmetic import formats
 from bitwright.core import cache
-from bitwright.core.errors import BitwrightError, UnknownNameError
+from bitwright.core.errors import UnknownNameError
 from bitwright.models.format_execution import FormatAssignment, execute_in
 from bitwright.models.format_products import Accumulation, Operand, product
 from bitwright.models.load import LoadedModel, load, weight_paths
 from bitwright.models.logarithmic_layers import Scope, calibrated_offsets, with_logarithmic_products
 from bitwright.models.perplexity import packaged_text, perplexity, read_text, text_ids
 from bitwright.models.retrieval import embed_pairs, openings, retrieval_drift
+from bitwright.reproduce.handwritten_digits import TESTED, handwritten_digits
 
 _VERSION = 1
 WINDOWS, WINDOW = 4, 512
@@ -171,22 +171,16 @@ def _executed_as(network: nn.Sequential, name: str) -> nn.Module:
 
 
 def _digits(name: str, seed: int) -> dict[str, float]:
-    try:
-        load_digits = import_module("sklearn.datasets").load_digits
-    except ImportError:
-        raise BitwrightError("The digits come with scikit-learn; run: pip install scikit-learn") from None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # layers this small are slower on more, and sums keep their order
     try:
-        return _trained(name, seed, *load_digits(return_X_y=True))
+        return _trained(name, seed)
     finally:
         torch.set_num_threads(threads)
 
 
-def _trained(name: str, seed: int, pixels: Any, labels: Any) -> dict[str, float]:
-    order = np.random.default_rng(seed).permutation(len(labels))
-    x = torch.from_numpy((pixels[order] / 16).astype(np.float32))
-    wanted = torch.from_numpy(labels[order].astype(np.int64))
+def _trained(name: str, seed: int) -> dict[str, float]:
+    x, wanted = (torch.from_numpy(each) for each in handwritten_digits(seed))
     generator = torch.Generator().manual_seed(seed)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
@@ -196,14 +190,14 @@ def _trained(name: str, seed: int, pixels: Any, labels: Any) -> dict[str, float]
     def train(model: nn.Module, epochs: int, rate: float) -> None:
         optimiser = torch.optim.Adam(model.parameters(), lr=rate)
         for _ in range(epochs):
-            for batch in torch.split(torch.randperm(len(x) - 450, generator=generator), 64):
+            for batch in torch.split(torch.randperm(len(x) - TESTED, generator=generator), 64):
                 optimiser.zero_grad()
-                functional.cross_entropy(model(x[450:][batch]), wanted[450:][batch]).backward()  # type: ignore[no-untyped-call]
+                functional.cross_entropy(model(x[TESTED:][batch]), wanted[TESTED:][batch]).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
 
     def right(model: nn.Module) -> float:
         with torch.no_grad():
-            return float((model(x[:450]).argmax(-1) == wanted[:450]).double().mean())
+            return float((model(x[:TESTED]).argmax(-1) == wanted[:TESTED]).double().mean())
 
     train(network, 30, 3e-3)
     executed = _executed_as(network, name)

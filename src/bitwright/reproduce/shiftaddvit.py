@@ -1,14 +1,23 @@
-"""System 54: ShiftAddViT, a mixture of multiplication primitives (arXiv 2306.06446): exactness, balance, elements."""
+"""System 54: ShiftAddViT, a mixture of multiplication primitives (arXiv 2306.06446): exactness, gates, conversion."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import cache as memory
+from functools import partial
+
 import numpy as np
+import torch
 
 from bitwright.arithmetic.shift_and_add import masked_sums, shift_matmul
+from bitwright.core import cache
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.engine.libraries import find_library
-from bitwright.engine.standalone_units import Unit, integer_multiplier, product, unit_gates
+from bitwright.engine.mixed_precision_units import accumulating_apart, array_multiplier
+from bitwright.engine.standalone_units import integer_multiplier, product, unit_gates
+from bitwright.models.multiplication_conversion import accuracy, convert_in_stages, shift_share
 from bitwright.reproduce.claims import Claim
+from bitwright.reproduce.handwritten_digits import TESTED, handwritten_digits
 
 STATUS = "started"
 ENTRY_POINTS = (
@@ -17,16 +26,31 @@ ENTRY_POINTS = (
     "bitwright.models.multiplication_primitives.ShiftLinear",
     "bitwright.models.multiplication_primitives.BinaryLinearAttention",
     "bitwright.models.multiplication_primitives.MixtureOfPrimitives",
+    "bitwright.models.multiplication_conversion.convert_in_stages",
 )
 _REFERENCE = "reference mappings with open tools, OSU018, independent of this package and not of the paper"
 _EXACT = "follows from the definitions of arXiv 2306.06446"
 # area and area efficiency (area x period) over the INT8 multiply-accumulate
 GATES = {"int8*shift3": (0.62, 2.2), "int8*mask": (0.52, 4.1)}
 LIBRARIES = ("osu018", "predictive-28nm")
+SEEDS = (0, 1, 2)
+_BUILT = "the reference keeps the accumulator's adder apart from the product on both sides; a tool merges that of INT8"
 
 
-def _mac() -> Unit:
-    return integer_multiplier(8, 8).accumulating()
+def element_ratio(name: str, library: str, apart: bool, what: str) -> Quantity:
+    """ "area" or "area efficiency" of an element over the INT8 multiply-accumulate built in the same way."""
+    cells = find_library(library)
+    figures = []
+    for unit in (product(name), array_multiplier(8, 8) if apart else integer_multiplier(8, 8)):
+        if apart:
+            whole = accumulating_apart(unit, cells)
+            figures.append((whole.area_um2, whole.period_s))
+        else:
+            report = unit_gates(unit.accumulating(), cells)
+            figures.append((report.area_um2, report.period_s or report.longest_path_s))
+    (area, period), (mac_area, mac_period) = figures
+    ratio = area / mac_area if what == "area" else mac_area * mac_period / (area * period)
+    return Quantity(ratio, "x", Evidence.SYNTHESISED, library)
 
 
 def exact_primitives() -> tuple[int, int]:
@@ -41,8 +65,59 @@ def exact_primitives() -> tuple[int, int]:
     return right, 16
 
 
+@memory
+def conversion(seed: int) -> Mapping[str, float]:
+    """Accuracy on 450 handwritten digits of a small vision transformer after every stage of the conversion, and the
+    share of tokens that the mixture's routers send to shifting experts ("shift share"). Executed, cached."""
+
+    def compute() -> dict[str, float]:
+        pixels, labels = (torch.from_numpy(each) for each in handwritten_digits(seed))
+        images, threads = pixels.reshape(-1, 8, 8), torch.get_num_threads()
+        torch.set_num_threads(1)  # layers this small are slower on more, and sums keep their order
+        try:
+            made = convert_in_stages(images[TESTED:], labels[TESTED:], seed)
+            found = {stage: accuracy(model, images[:TESTED], labels[:TESTED]) for stage, model in made.items()}
+            return {**found, "shift share": shift_share(made["mixture"], images[:TESTED])}
+        finally:
+            torch.set_num_threads(threads)
+
+    inputs = {"version": 1, "seed": seed, "torch": torch.__version__}
+    found: Mapping[str, float] = cache.get_or_compute("multiplication-conversion", inputs, compute)
+    return found
+
+
+def _mean(figure: Callable[[Mapping[str, float]], float], unit: str) -> Quantity:
+    found = [figure(conversion(seed)) for seed in SEEDS]
+    text = ", ".join(f"{value:.4g}" for value in found)
+    return Quantity(float(np.mean(found)), unit, Evidence.EXECUTED, f"digits of 8 x 8 pixels, seeds {SEEDS}: {text}")
+
+
+def conversion_claims() -> list[Claim]:
+    """Accuracy lost by each stage, and the balance of the routers."""
+
+    def kept(stage: str) -> Callable[[], Quantity]:
+        return lambda: _mean(lambda found: found[stage] / found["multiply"], "x")
+
+    paper = "arXiv 2306.06446, abstract: comparable accuracy, without a figure; read as within 2 %"
+    where = "small vision transformer, handwritten digits, mean of three seeds"
+    more = "the paper says of shifts in MLPs alone that they lose accuracy; no figure was read"
+
+    def published(value: float, unit: str, text: str) -> Quantity:
+        return Quantity(value, unit, Evidence.PUBLISHED, text)
+
+    return [
+        *(Claim(f"accuracy kept, {stage}", where, published(1.0, "x", paper), kept(stage), 0.02, "", "higher")
+          for stage in ("additive", "mixture")),
+        Claim("accuracy kept, shift only", where, published(1.0, "x", more), kept("shift"), None, more),
+        Claim("tokens that shift, latencies 6 to 4", where,
+              published(60, "%", "inversely proportional to latency: arXiv 2306.06446, balance loss"),
+              lambda: _mean(lambda found: 100 * found["shift share"], "%"), 5 / 60),
+    ]  # fmt: skip
+
+
 def claims() -> tuple[Claim, ...]:
-    """What is exact, and elements in gates. Training, kernels and energy of whole networks are not measured yet."""
+    """What is exact, elements in gates, and the conversion of a small network. Kernels and energy of whole networks are
+    not measured yet."""
 
     def exact() -> Quantity:
         right, tried = exact_primitives()
@@ -52,24 +127,16 @@ def claims() -> tuple[Claim, ...]:
         Claim("primitives equal to integer arithmetic", "every exponent from -14 to 0, negative inputs, masked sums",
               Quantity(100, "%", Evidence.PUBLISHED, _EXACT), exact, 0.0),
     ]  # fmt: skip
-    note = "ours: multiplier and accumulator merged by the tool, best of five scripts; the reference kept them apart"
+    found += conversion_claims()
     for library in LIBRARIES:
         for name, (area, efficiency) in GATES.items():
-            for what, figure in (("area", area), ("area efficiency", efficiency)):
-
-                def ours(name: str = name, what: str = what, library: str = library) -> Quantity:
-                    mine, mac = (
-                        unit_gates(unit, find_library(library)) for unit in (product(name).accumulating(), _mac())
-                    )
-                    ratio = mine.area_um2 / mac.area_um2
-                    if what == "area efficiency":
-                        ratio = 1 / (ratio * (mine.period_s or 0.0) / (mac.period_s or 1.0))
-                    return Quantity(ratio, "x", Evidence.SYNTHESISED, library)
-
-                published = Quantity(figure, "x", Evidence.PUBLISHED, _REFERENCE)
-                tolerance = 0.2 if library == "osu018" else None
-                found.append(
-                    Claim(f"{name} over INT8 multiply-accumulate, {what}", f"32-bit accumulator, {library}", published,
-                          ours, tolerance, note)
-                )  # fmt: skip
+            for apart in (True, False):
+                for what, figure in (("area", area), ("area efficiency", efficiency)):
+                    how = "accumulator's adder apart" if apart else "accumulator merged by the tool"
+                    tolerance = 0.2 if library == "osu018" and apart else None
+                    found.append(
+                        Claim(f"{name} over INT8 multiply-accumulate, {what}", f"32-bit accumulator, {library}, {how}",
+                              Quantity(figure, "x", Evidence.PUBLISHED, _REFERENCE),
+                              partial(element_ratio, name, library, apart, what), tolerance, _BUILT)
+                    )  # fmt: skip
     return tuple(found)

@@ -1,0 +1,127 @@
+"""Conversion of a small vision transformer to shifts and additions."""
+
+import pytest
+import torch
+from torch import nn
+
+from bitwright.core.errors import BitwrightError, InputError
+from bitwright.models.multiplication_conversion import (
+    SmallVisionTransformer,
+    SoftmaxAttention,
+    accuracy,
+    additive,
+    convert_in_stages,
+    mixture,
+    mixtures,
+    shift_share,
+    shifting,
+    train,
+)
+from bitwright.models.multiplication_primitives import BinaryLinearAttention, MixtureOfPrimitives, ShiftLinear
+
+
+def stripes(count, seed=0):
+    """Images with a bright row or a bright column: two classes."""
+    generator = torch.Generator().manual_seed(seed)
+    images = 0.3 * torch.rand((count, 8, 8), generator=generator)
+    labels, places = (
+        torch.randint(0, 2, (count,), generator=generator),
+        torch.randint(0, 8, (count,), generator=generator),
+    )
+    for image, label, place in zip(images, labels, places, strict=True):
+        image[place] += label
+        image[:, place] += 1 - label
+    return images, labels
+
+
+def kinds(model, kind):
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def test_softmax_attention_is_that_of_torch():
+    torch.manual_seed(0)
+    ours, x = SoftmaxAttention(12, 3), torch.randn(2, 5, 12)
+    peer = nn.MultiheadAttention(12, 3, batch_first=True)
+    with torch.no_grad():
+        peer.in_proj_weight.copy_(torch.cat([each.weight for each in (ours.query, ours.key, ours.value)]))
+        peer.in_proj_bias.copy_(torch.cat([each.bias for each in (ours.query, ours.key, ours.value)]))
+        peer.out_proj.load_state_dict(ours.output.state_dict())
+    assert torch.allclose(ours(x), peer(x, x, x, need_weights=False)[0], atol=1e-6)
+
+
+def test_stages_replace_what_they_say():
+    model = SmallVisionTransformer()
+    linear = additive(model)
+    assert kinds(model, SoftmaxAttention) == kinds(linear, BinaryLinearAttention) == 2
+    assert kinds(linear, SoftmaxAttention) == 0
+    assert torch.equal(linear.blocks[0].attention.query.weight, model.blocks[0].attention.query.weight)
+    moved = shifting(linear)
+    assert kinds(moved, ShiftLinear) == kinds(linear.blocks, nn.Linear) == 12
+    assert kinds(moved.blocks, nn.Linear) == 0
+    mixed = mixture(linear)
+    assert kinds(mixed, MixtureOfPrimitives) == 12
+    assert isinstance(mixed.head, nn.Linear)
+    images, _ = stripes(4)
+    for each in (linear, moved, mixed):
+        assert each(images).shape == (4, 10)
+
+
+def test_mixtures_start_near_the_layers_they_replace():
+    torch.manual_seed(0)
+    linear = additive(SmallVisionTransformer()).eval()
+    layer = linear.blocks[0].up
+    made = mixture(linear).eval().blocks[0].up
+    x = torch.randn(200, 32)
+    apart = (made(x) - layer(x)).norm(dim=1) / layer(x).norm(dim=1)
+    multiplied = made.last[0].argmax(-1) == 0
+    assert apart[multiplied].max() < 0.35  # the gate alone
+    assert apart.median() < 0.35
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path):
+    images, labels = stripes(64)
+    made = convert_in_stages(images, labels, 0, epochs=1, folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{stage}-0.safetensors" for stage in made)
+    (tmp_path / "shift-0.safetensors").unlink()
+    again = convert_in_stages(images, labels, 0, epochs=1, folder=tmp_path)
+    for stage, model in made.items():
+        assert torch.equal(model(images[:9]), again[stage](images[:9]))
+    kept = convert_in_stages(images, labels, 0, epochs=100_000, folder=tmp_path)  # nothing is trained again
+    assert torch.equal(made["mixture"](images[:9]), kept["mixture"](images[:9]))
+
+
+@pytest.mark.slow
+def test_conversion_learns():
+    images, labels = stripes(256)
+    made, tested = convert_in_stages(images, labels, 0, epochs=4), stripes(128, seed=1)
+    assert accuracy(made["multiply"], *tested) > 0.9
+    assert accuracy(made["additive"], *tested) > 0.8
+
+
+@pytest.mark.slow
+def test_routers_follow_the_latencies_only_with_the_balance_term():
+    images, labels = stripes(256)
+    shares = []
+    for balance in (0.3, 0.0):
+        torch.manual_seed(1)
+        model = mixture(SmallVisionTransformer())
+        with torch.no_grad():
+            for each in mixtures(model):
+                each.router.bias.copy_(torch.tensor([1.0, 0.0]))  # all to the multiplying experts at first
+        train(model, images, labels, 12, 3e-3, balance=balance)
+        shares.append(shift_share(model, images))
+    assert abs(shares[0] - 0.6) < 0.1
+    assert abs(shares[1] - 0.6) > 0.1
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="3 heads"):
+        SoftmaxAttention(10, 3)
+    with pytest.raises(InputError, match="Patches of 3"):
+        SmallVisionTransformer(patch=3)
+    with pytest.raises(BitwrightError, match="no SoftmaxAttention"):
+        additive(additive(SmallVisionTransformer()))
+    with pytest.raises(BitwrightError, match="no mixtures"):
+        shift_share(SmallVisionTransformer(), stripes(2)[0])
+    with pytest.raises(InputError, match="2 images and 3 labels"):
+        train(SmallVisionTransformer(), torch.zeros(2, 8, 8), torch.zeros(3, dtype=torch.int64), 1, 1e-3)
