@@ -16,7 +16,7 @@ name: small
 dataflow: [os, tree]
 shapes: [{rows: 2, columns: 2}, {rows: 1, columns: 4, depth: 1}]
 transformations: [[], [opt1]]
-widths: [{a_bits: 4, b_bits: 4, accumulator_bits: 12}]
+widths: [{a_bits: 4, b_bits: 4, accumulator_bits: 14}]
 products: [{m: 64, k: 64, n: 64}]
 """
 
@@ -78,7 +78,7 @@ def test_an_illegal_sequence_shows_the_nest_and_the_rule(tmp_path):
 
 def test_a_point_whose_state_cannot_hold_the_products_is_refused(tmp_path):
     text = SMALL.replace("[[], [opt1]]", "[[opt2]]").replace("[os, tree]", "[os]")
-    text = text.replace("accumulator_bits: 12", "accumulator_bits: 9")
+    text = text.replace("accumulator_bits: 14", "accumulator_bits: 9")
     with pytest.raises(InputError, match=r"Rule 6 .*'acc_s' has 7 bits; sums over K = 64 .*up to 3 is safe"):
         explore(load_exploration(write(tmp_path, text)), tmp_path, processes=1)
 

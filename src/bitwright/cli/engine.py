@@ -190,7 +190,7 @@ def cycles(
     """
     from bitwright.engine.digit_profiles import normal_profile
     from bitwright.engine.expected_cycles import expected_array_cycles
-    from bitwright.engine.legality import check_depth
+    from bitwright.engine.legality import check, check_depth
     from bitwright.engine.mapping import serial_figures
     from bitwright.engine.tensor_engine import cycles as count
     from bitwright.engine.tensor_engine import utilisation
@@ -199,6 +199,7 @@ def cycles(
         dataflow, rows, columns, depth, transform, encoding, multiplier, a_bits, b_bits, accumulator_bits
     )  # fmt: skip
     check_depth(engine.nest, k)
+    check(engine.nest, k)
     if engine.serial:
         if convention != "overlapped-drain":
             raise InputError("SCALE-Sim has no serial engines; use the convention overlapped-drain.")

@@ -188,8 +188,8 @@ def normal_profile(
     named = f"normal data, sigma {sigma:g}" if sigma is not None else f"normal data, largest of {samples} at {most}"
     if sigma is None:
         sigma = most / float(norm.isf(-math.expm1(math.log(0.5) / samples) / 2))
-    if not sigma > 0:
-        raise InputError(f"The deviation of normal data is positive, not {sigma}.")
+    if not 0 < sigma < math.inf:
+        raise InputError(f"The deviation of normal data is positive and finite, not {sigma}.")
     edges = np.arange(-most, most) + 0.5
     below = np.concatenate([[0.0], norm.cdf(edges / sigma), [1.0]])
     chances = np.concatenate([[0.0], np.diff(below)])  # the most negative code is not used

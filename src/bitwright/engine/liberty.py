@@ -168,7 +168,10 @@ class Library:
         load = attributes.get("capacitive_load_unit", "1,pf").replace('"', "").split(",")
         if len(load) != 2:
             raise InputError(f"{name}: capacitive_load_unit {','.join(load)!r} is not '(number, unit)'.")
-        self._load_f = float(load[0]) * _unit("1" + load[1].strip(), "F", "capacitive_load_unit", name)
+        count = _number(load[0], "capacitive_load_unit", name)
+        self._load_f = count * _unit("1" + load[1].strip(), "F", "capacitive_load_unit", name)
+        if not self._load_f > 0:
+            raise InputError(f"{name}: capacitive_load_unit is {count:g}; expected more than 0.")
         self._energy_j = volt * volt * self._load_f
         self.voltage_v = volt * self._voltage()
 
@@ -180,7 +183,10 @@ class Library:
         text = (chosen.attributes.get("voltage") if chosen else None) or attributes.get("nom_voltage")
         if text is None:
             raise InputError(f"{self.name}: no supply voltage: neither operating_conditions nor nom_voltage give one.")
-        return _number(text, "voltage", self.name)
+        voltage = _number(text, "voltage", self.name)
+        if not 0 < voltage < float("inf"):
+            raise InputError(f"{self.name}: the supply voltage is {voltage:g}; expected more than 0.")
+        return voltage
 
     @cached_property
     def digest(self) -> str:
@@ -315,6 +321,8 @@ class Library:
             for pin_name in _unquote(pin_group.arguments).replace(",", " ").split():
                 pins[pin_name] = self._pin(pin_group, pin_name, where)
         area = _number(group.attributes.get("area", "0"), "area", where)
+        if not 0 <= area < float("inf"):
+            raise InputError(f"{where}: its area is {area:g} um2; expected 0 or more.")
         ff = next(group.named("ff"), None)
         cell = Cell(name, area, leakage * self._leakage_w, pins, _flip_flop(ff, where) if ff else None)
         stateful = [child.arguments for child in group.groups if child.name in ("ff", "latch", "ff_bank", "latch_bank")]
@@ -524,4 +532,6 @@ def _unit(text: str, base: str, what: str, where: str) -> float:
     scale = _PREFIX.get(suffix[:-1]) if suffix[-1:].lower() == base.lower() else None
     if number is None or scale is None:
         raise InputError(f"{where}: {what} {text!r} is not a number with a unit such as '1n{base}'.")
+    if not float(number.group()) > 0:
+        raise InputError(f"{where}: {what} {text!r} is not more than 0.")
     return float(number.group()) * scale

@@ -29,7 +29,7 @@ from bitwright.core.progress import progress
 from bitwright.engine.digit_profiles import OperandProfile, normal_profile
 from bitwright.engine.engine_gates import EngineGates, PartGates, compose, part_gates, restored, small_engine
 from bitwright.engine.expected_cycles import expected_array_cycles
-from bitwright.engine.legality import check_depth
+from bitwright.engine.legality import check, check_depth
 from bitwright.engine.libraries import find_library
 from bitwright.engine.mapping import serial_figures
 from bitwright.engine.rtl import check_hardware
@@ -116,11 +116,16 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Dataflow, shape, transformations and encoding in one line."""
+        """Dataflow, shape, transformations, encoding and widths in one line."""
         engine = self.engine
         size = f"{engine.rows}x{engine.columns}" + (f"x{engine.depth}" if engine.depth > 1 else "")
         changes = ", ".join(engine.transformations) or "baseline"
-        return f"{engine.dataflow} {size}, {changes}, {engine.encoding}, int{engine.a_bits}x{engine.b_bits}"
+        return f"{engine.dataflow} {size}, {changes}, {engine.encoding}, {_widths(engine)}"
+
+
+def _widths(engine: TensorEngine) -> str:
+    sums = "" if engine.accumulator_bits == 32 else f" into {engine.accumulator_bits}"
+    return f"int{engine.a_bits}x{engine.b_bits}{sums}"
 
 
 @dataclass(frozen=True)
@@ -190,18 +195,19 @@ def explore(
         for engine in engines:
             found = gates[small_engine(engine), _place(library, folder)]
             if isinstance(found, str):
-                refused[f"{Path(library).name}: {_describe(engine)}"] = found
+                refused[f"{library}: {_describe(engine)}"] = found
                 continue
             taken = sum(product.count * _cycles(engine, product) for product in exploration.products)
             macs = sum(product.count * product.m * product.k * product.n for product in exploration.products)
-            points.append(Point(engine, Path(library).name, compose(found, engine, macs / taken), taken, macs))
+            points.append(Point(engine, library, compose(found, engine, macs / taken), taken, macs))
     if not points:
         raise InputError(f"No point of {exploration.name!r} can be built:\n{next(iter(refused.values()))}")
     return ExplorationResult(exploration.name, tuple(_with_front(points)), refused)
 
 
 def _describe(engine: TensorEngine) -> str:
-    return f"{engine.dataflow} {', '.join(engine.transformations) or 'baseline'}, {engine.encoding}"
+    changes = ", ".join(engine.transformations) or "baseline"
+    return f"{engine.dataflow} {changes}, {engine.encoding}, {_widths(engine)}"
 
 
 def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, str]]:
@@ -215,7 +221,8 @@ def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, st
     )
     for dataflow, shape, sequence, encoding, widths in axes:
         label = (
-            f"{dataflow} {shape.rows}x{shape.columns}x{shape.depth}, {', '.join(sequence) or 'baseline'}, {encoding}"
+            f"{dataflow} {shape.rows}x{shape.columns}x{shape.depth}, {', '.join(sequence) or 'baseline'}, {encoding}, "
+            f"int{widths.a_bits}x{widths.b_bits} into {widths.accumulator_bits}"
         )
         try:
             engine = small_engine(
@@ -227,6 +234,7 @@ def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, st
             if engine not in forms:
                 check_hardware(engine)
                 check_depth(engine.nest, deepest)
+                check(engine.nest, deepest)
                 forms[engine] = engine
             made.append(forms[engine].resized(shape.rows, shape.columns))
         except InputError as error:

@@ -46,6 +46,8 @@ def to_json(result: ExplorationResult) -> dict[str, Any]:
                 "name": point.name, "library": point.library, "dataflow": point.engine.dataflow,
                 "rows": point.engine.rows, "columns": point.engine.columns, "depth": point.engine.depth,
                 "transformations": list(point.engine.transformations), "encoding": point.engine.encoding,
+                "a_bits": point.engine.a_bits, "b_bits": point.engine.b_bits,
+                "accumulator_bits": point.engine.accumulator_bits,
                 "recipe": point.gates.recipe, "on_front": point.on_front,
                 "figures": {name: value.to_json() for name, value in figures(point).items()},
             }

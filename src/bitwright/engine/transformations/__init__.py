@@ -94,7 +94,7 @@ def _carry_out(nest: Nest, line: str) -> Nest:
         check(changed)
     except IllegalTransformation as error:
         raise IllegalTransformation(error.rule, f"`{line}`: {error.reason}\n{print_nest(nest)}") from None
-    except UnknownNameError as error:
+    except InputError as error:
         error.args = (f"`{line}`: {error}\n{print_nest(nest)}",)
         raise
     return changed
