@@ -94,3 +94,36 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         files.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize("damage", ["null", "{}", "[1]", '{"value": {}}', '{"value": null, "digest": "0"}', "VALUE"])
+def test_an_entry_of_another_shape_or_value_is_computed_again(folder, damage):
+    compute, calls = count_calls({"area": 1.5, "parts": {"pe": 2}})
+    cache.get_or_compute("gates", {"x": 1}, compute)
+    entry = next(folder.glob("*/*.json"))
+    entry.write_text(entry.read_text().replace("1.5", "2.5") if damage == "VALUE" else damage)
+    for _ in range(2):
+        assert cache.get_or_compute("gates", {"x": 1}, compute) == {"area": 1.5, "parts": {"pe": 2}}
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("value", [{"a": [1, 2.5, None]}, 0.1 + 0.2, {"tuple": (1, 2)}, [float("inf")], "text"])
+def test_whole_entries_are_read_back(value):
+    compute, calls = count_calls(value)
+    first = cache.get_or_compute("gates", {"y": 1}, compute)
+    second = cache.get_or_compute("gates", {"y": 1}, compute)
+    assert len(calls) == 1
+    assert json.dumps(first) == json.dumps(second)
+
+
+def test_a_cache_that_cannot_be_used_is_refused_before_the_work(folder, monkeypatch):
+    compute, calls = count_calls(1)
+    monkeypatch.setenv("BITWRIGHT_CACHE_LIMIT", "many")
+    with pytest.raises(InputError, match="BITWRIGHT_CACHE_LIMIT"):
+        cache.get_or_compute("gates", {"x": 1}, compute)
+    monkeypatch.delenv("BITWRIGHT_CACHE_LIMIT")
+    folder.parent.joinpath("file").write_text("")
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(folder.parent / "file"))
+    with pytest.raises(InputError, match=r"cannot be written.*BITWRIGHT_CACHE"):
+        cache.get_or_compute("gates", {"x": 1}, compute)
+    assert not calls

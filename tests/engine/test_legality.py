@@ -9,17 +9,11 @@ from bitwright.core.errors import InputError
 from bitwright.engine import evaluate
 from bitwright.engine.baselines import gemm
 from bitwright.engine.evaluate import run, wrap
-from bitwright.engine.legality import (
-    RULES,
-    IllegalTransformation,
-    check,
-    check_depth,
-    largest_depth,
-    latencies,
-    stages,
-)
+from bitwright.engine.legality import check, latencies, stages
 from bitwright.engine.notation import parse_nest, print_nest
+from bitwright.engine.rules import RULES, IllegalTransformation
 from bitwright.engine.transformations import apply
+from bitwright.engine.widths import check_depth, largest_depth
 
 
 def baseline(dataflow="os", **options):
@@ -175,7 +169,7 @@ def unchecked(nest, a, b):
     """What the primitives give where `run` refuses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "check_depth", lambda nest, k: None)
-        return run(nest, a, b)
+        return run(nest, a, b, modular=True)
 
 
 @pytest.mark.parametrize("sequence", [("opt2",), ("opt3",), ("opt4c", "carry_in_negation"), ("opt4e", "sign_free")])
@@ -190,9 +184,9 @@ def test_refused_depths_are_those_that_go_wrong_by_brute_force(sequence):
     wrong = unchecked(nest, pairs, pairs.T) != wanted
     assert wrong.any()
     with pytest.raises(IllegalTransformation, match="Rule 6"):
-        run(nest, pairs, pairs.T)
+        run(nest, pairs, pairs.T, modular=True)
     plain = gemm("os", 1, 1, a_bits=4, b_bits=4, accumulator_bits=8)  # wraps like its result, so nothing is refused
-    np.testing.assert_array_equal(run(plain, pairs, pairs.T), wanted)
+    np.testing.assert_array_equal(run(plain, pairs, pairs.T, modular=True), wanted)
 
 
 @settings(deadline=None, max_examples=60)
@@ -217,7 +211,7 @@ def test_accepted_depths_are_exact_and_the_next_is_wrong_for_extreme_operands(da
 
     for k in range(1, deepest + 1):
         left, right = sums(k)
-        np.testing.assert_array_equal(run(nest, left, right), wrap(left @ right, width))
+        np.testing.assert_array_equal(run(nest, left, right, modular=True), wrap(left @ right, width))
     left, right = sums(deepest + 1)
     assert (unchecked(nest, left, right) != wrap(left @ right, width)).any()
 
@@ -230,7 +224,7 @@ def test_the_largest_depth_is_exact_modulo_the_result_and_the_next_one_is_not(se
     for value in (-128, 127, -2, 2, 85, -86) if deepest else ():
         for other in (-128, 127):
             a, b = np.full((1, deepest), value), np.full((deepest, 1), other)
-            assert run(nest, a, b) == wrap(a @ b, bits)
+            assert run(nest, a, b, modular=True) == wrap(a @ b, bits)
     if deepest < 64:
         assert any(nest.words[state.name].bits < bits for state in nest.states)
         with pytest.raises(IllegalTransformation, match="Rule 6"):
@@ -240,3 +234,61 @@ def test_the_largest_depth_is_exact_modulo_the_result_and_the_next_one_is_not(se
 def test_accumulators_of_32_bits_hold_every_layer():
     for sequence in ("opt1", "opt2", "opt3", "opt4c", "opt4e"):
         assert largest_depth(apply(gemm("os", 1, 1), sequence), 1 << 16) == 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("sequence", "changes", "message"),
+    [
+        ((), [("acc = accumulate(acc, p)", "acc = accumulate(acc, p, p)")], "does not compute A @ B"),
+        ((), [("encode(a)", "encode(b)")], "does not compute A @ B"),
+        ((), [("map(b, d[bw])", "map(a, d[bw])")], "does not compute A @ B"),
+        ((), [("for kt in K:", "for kt in K step 2:")], r"'kt' steps by 2, .* visit 1 position"),
+        ((), [("for kt in K:", "for kt in 2:")], r"visits 2 position\(s\) of K only"),
+        ((), [("for mt in M step 2:", "for mt in M:")], r"'mp' steps by 1, .*|'mt' steps by 1"),
+        ((), [("par np in 2:", "par np in 3:")], "'nt' steps by 2"),
+        ((), [("par bw in 4:", "par bw in 3:")], "`bw in 4`; loop 'bw' takes 3"),
+        ((), [("par bw in 4:", "par bw in 5:")], "`bw in 4`; loop 'bw' takes 5"),
+        ((), [("par bw in 4:", "par bw in 4 step 2:")], "takes 4 steps of 2"),
+        ((), [("(os, mbe)", "(os, csd)")], "csd makes 8 digits"),
+        ((), [("value p: int16", "value p: int15")], "'p' has 15 bits"),
+        ((), [("value m[bw]: int10", "value m[bw]: int9")], r"'m' has 9 bits, -256 to 255; it can become -256 to 256"),
+        ((), [("value m[bw]: int10", "value m[bw]: uint10")], "'pp' has 16 bits, .* it can become 0 to 65472"),
+        ((), [("value p: int16", "value p: int16\nvalue p: int4")], "declares 'p' twice"),
+        ((), [("result acc", "result p")], "does not compute A @ B"),
+        ((), [("          acc = accumulate(acc, p)\n", "")], "does not compute A @ B"),
+        ((), [("operand a: int8", "operand a: int40")], "signed words of at most 16 bits"),
+        ((), [("operand a: int8", "operand a: uint8")], "signed words of at most 16 bits"),
+        ((), [("operand b: int8", "state b: int8")], "signed words of at most 16 bits"),
+        (("opt1",), [("(pp[*], acc_s, acc_c)", "(pp[*], acc_s, acc_s)")], "does not compute A @ B"),
+        (("opt2",), [("par kb in 4:", "par kb in 4 step 2:")], "'kb' steps by 2"),
+        (("opt4e",), [("par lane in 4 step 4:", "par lane in 4 step 3:")], "stands for two different|steps by 3"),
+    ],
+)  # fmt: skip
+def test_nests_that_do_not_compute_the_product_are_refused(sequence, changes, message):
+    text = print_nest(apply(baseline(), *sequence))
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    with pytest.raises(InputError, match=message):
+        check(parse_nest(text))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("acc = accumulate(acc, p)", "acc = accumulate(acc, p, p)"), ("par bw in 4:", "par bw in 5:"),
+     ("operand a: int8", "operand a: int40"), ("for kt in K:", "for kt in 2:")],
+)  # fmt: skip
+def test_evaluation_refuses_them_too(old, new):
+    with pytest.raises(InputError, match=r"does not compute|`bw in 4`|16 bits|of K only"):
+        run(edited(baseline(), (old, new)), np.ones((1, 3), int), np.ones((3, 1), int))
+
+
+def test_sums_that_do_not_fit_the_result_are_refused():
+    nest = gemm("os", 2, 2, accumulator_bits=24)
+    a, b = np.full((1, 768), -128), np.full((768, 1), -128)
+    with pytest.raises(InputError, match="from 12582912 to 12582912 do not fit a result of 24 bits"):
+        run(nest, a, b)
+    assert run(nest, a, b, modular=True) == 12582912 - (1 << 24)
+    assert run(nest, a[:, :511], b[:511]) == 511 << 14  # the largest sum that fits
+    with pytest.raises(InputError, match="do not fit"):
+        run(nest, a[:, :512], b[:512])

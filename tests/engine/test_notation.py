@@ -16,7 +16,7 @@ nest mine (os, mbe)
 operand a: int8
 operand b: int8
 value d[bw]: int3
-value m[bw]: int9
+value m[bw]: int10
 value pp[bw]: int17
 state s: int32
 state c: int32

@@ -8,8 +8,9 @@ import pytest
 
 from bitwright.core.errors import InputError
 from bitwright.engine.evaluate import run
+from bitwright.engine.hardware_rules import check_hardware
 from bitwright.engine.libraries import find_library
-from bitwright.engine.rtl import Arithmetic, check_hardware, generate, generate_part, generate_rtlil, parts
+from bitwright.engine.rtl import Arithmetic, generate, generate_part, generate_rtlil, parts
 from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.verify import verify, verify_netlist
 

@@ -5,9 +5,10 @@ import pytest
 
 from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.core.workload import Gemm
-from bitwright.engine.legality import IllegalTransformation
+from bitwright.engine.baselines import gemm
+from bitwright.engine.rules import IllegalTransformation
 from bitwright.engine.stimulus import stimulus
-from bitwright.engine.tensor_engine import TensorEngine, buffer_accesses, cycles, gemm_cycles, utilisation
+from bitwright.engine.tensor_engine import TensorEngine, buffer_accesses, cycles, utilisation
 
 
 def engine(rows, columns, dataflow):
@@ -40,8 +41,6 @@ def test_vectorised_over_a_network():
     shapes = [(1, 2, 3), (16, 16, 16), (17, 33, 100)]
     m, n, k = np.array(shapes).T
     assert cycles(array, m, n, k).tolist() == [int(cycles(array, *shape)) for shape in shapes]
-    gemms = [Gemm(3, *shape) for shape in shapes]
-    assert gemm_cycles(array, gemms).tolist() == [3 * int(cycles(array, *shape)) for shape in shapes]
 
 
 def test_long_products_approach_full_utilisation():
@@ -113,8 +112,42 @@ def test_bad_input():
 
 def test_a_sum_that_a_state_cannot_hold_is_not_counted():
     narrow = TensorEngine(2, 2, ("opt2",), accumulator_bits=17)
-    assert gemm_cycles(narrow, [Gemm(1, 9, 9, 3)]) > 0
-    for count in (lambda: cycles(narrow, 9, 9, [3, 4]), lambda: gemm_cycles(narrow, [Gemm(1, 9, 9, 4)])):
-        with pytest.raises(IllegalTransformation, match=r"'acc_s' has 11 bits; sums over K = 4 need 12.*up to 3"):
-            count()
+    assert cycles(narrow, 9, 9, 3) > 0
+    with pytest.raises(IllegalTransformation, match=r"'acc_s' has 11 bits; sums over K = 4 need 12.*up to 3"):
+        cycles(narrow, 9, 9, [3, 4])
     assert cycles(TensorEngine(2, 2, ("opt1",), accumulator_bits=16), 9, 9, 4000) > 0  # wraps as its result does
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": 2.5}, r"rows is 2\.5; expected a whole number"),
+        ({"rows": True}, "rows is True; expected a whole number"),
+        ({"columns": "4"}, "columns is '4'; expected a whole number"),
+        ({"transformations": "opt1"}, r"a tuple of names such as \('opt1',\), not 'opt1'"),
+        ({"transformations": (1,)}, "a tuple of names"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        TensorEngine(**options)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"rows": 0}, "rows is 0"), ({"columns": -2}, "columns is -2"), ({"rows": 2.5}, r"rows is 2\.5"),
+     ({"accumulator_bits": 0}, "accumulator_bits is 0")],
+)  # fmt: skip
+def test_impossible_sizes_of_baselines_are_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        gemm("os", **{"rows": 2, "columns": 2, **sizes})
+
+
+def test_transformations_may_be_a_list_and_numpy_sizes_are_sizes():
+    assert TensorEngine(np.int64(2), 2, ["opt1"]) == TensorEngine(2, 2, ("opt1",))
+
+
+@pytest.mark.parametrize("sequence", [("split kt 64 kb",), ("roll bw",)])
+def test_nests_without_hardware_are_not_counted(sequence):
+    with pytest.raises(InputError, match=r"hardware|unroll"):
+        cycles(TensorEngine(2, 2, sequence), 64, 64, 64)

@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.engine.baselines import gemm
 from bitwright.engine.evaluate import run
-from bitwright.engine.legality import IllegalTransformation, check
+from bitwright.engine.hardware_rules import check_hardware
+from bitwright.engine.legality import check
 from bitwright.engine.nest import Operation, loops, steps
 from bitwright.engine.notation import parse_nest, print_nest
+from bitwright.engine.rtl import generate_rtlil
+from bitwright.engine.rules import IllegalTransformation
+from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.transformations import SEQUENCES, TRANSFORMATIONS, apply, named_sequence
+from bitwright.engine.verify import verify
 
 ENCODINGS = ["mbe", "ent", "csd", "twos-complement", "sign-magnitude", None]
 STARTS = [
@@ -162,3 +167,49 @@ def test_errors_show_the_nest_before_the_failing_step():
 @pytest.mark.parametrize("encoding", ["mbe", "csd"])
 def test_moves_off_the_beaten_track(dataflow, sequence, encoding):
     exact(apply(baseline(dataflow, encoding), *sequence), 8, 8, 1)
+
+
+def built_or_refused(data, verified):
+    """A random sequence on a small engine: refused by the notation or the hardware with a reason, or working gates."""
+    dataflow = data.draw(st.sampled_from(["os", "ws", "cube", "tree", "matrix2d"]))
+    sequence = data.draw(st.sampled_from(STARTS))
+
+    def engine(*more):
+        return TensorEngine(
+            1 if dataflow in ("ws", "tree") else 2, 2, (*sequence, *more), dataflow,
+            1 if dataflow in ("os", "matrix2d") else 2, 4, 4, 24, data.draw(st.sampled_from(["mbe", "csd"])),
+        )  # fmt: skip
+
+    try:
+        nest = engine().nest
+    except InputError:
+        return
+    for _ in range(data.draw(st.integers(0, 4))):
+        step = data.draw(line(nest))
+        try:
+            nest = apply(nest, step)
+        except InputError:
+            continue
+        sequence = (*sequence, step)
+    try:
+        made = engine()
+        check_hardware(made)
+    except InputError:
+        return
+    if verified:
+        assert verify(made, data.draw(st.integers(0, 9)), 40, "amaranth").passed
+    else:
+        generate_rtlil(made)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_random_sequences_have_hardware_or_a_reason(data):
+    built_or_refused(data, verified=False)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_random_sequences_work_in_hardware(data):
+    built_or_refused(data, verified=True)

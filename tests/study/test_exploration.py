@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bitwright.core.errors import InputError, ToolError
-from bitwright.study.exploration import explore, load_exploration, pareto
+from bitwright.engine.engine_gates import part_gates
+from bitwright.study.exploration import _engines, explore, load_exploration, pareto
 from bitwright.study.exploration_page import write_exploration
 
 SMALL = """
@@ -63,6 +64,9 @@ def test_points_share_gates_and_refusals_are_listed(tmp_path, monkeypatch):
         (("[os, tree]", "[]"), "dataflow"),
         (("name: small", "name: small\nlibrary: [nowhere.lib]"), "nowhere"),
         (("name: small", "name: small\nencoding: [gray]"), "gray"),
+        (("[[], [opt1]]", "[opt1]"), r"transformations: expected a list of sequences, .* \[\[\], \[opt1\]"),
+        (("name: small", "name: small\nname: smaller"), "line 3.* the key 'name' appears twice"),
+        (("m: 64", "m: 100000000000000000000"), "products.0.m"),
     ],
 )
 def test_bad_files_name_the_key(tmp_path, change, message):
@@ -103,3 +107,31 @@ def test_a_cluster_that_does_not_answer(tmp_path, monkeypatch):
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(ToolError, match=f"No Ray cluster answers at {address}"):
             explore(load_exploration(write(tmp_path, SMALL)), tmp_path, ray=address)
+
+
+def test_points_named_twice_are_evaluated_once(tmp_path):
+    text = SMALL.replace("[os, tree]", "[os, os]").replace("[[], [opt1]]", "[[opt1], [opt1]]")
+    engines, _ = _engines(load_exploration(write(tmp_path, text)))
+    assert len(engines) == len(set(engines)) == 2  # two shapes
+
+
+def test_every_reason_is_listed_when_nothing_can_be_built(tmp_path):
+    text = SMALL.replace("[[], [opt1]]", "[[hoist_shift], [opt2, opt2]]").replace("[os, tree]", "[os]")
+    with pytest.raises(InputError) as raised:
+        explore(load_exploration(write(tmp_path, text)), tmp_path, processes=1)
+    assert "hoist_shift, mbe" in str(raised.value)
+    assert "opt2, opt2, mbe" in str(raised.value)
+
+
+def test_a_fault_in_one_point_does_not_take_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path / "cache"))
+
+    def faulty(engine, *arguments):
+        if engine.transformations:
+            raise KeyError("kb")
+        return part_gates(engine, *arguments)
+
+    monkeypatch.setattr("bitwright.study.exploration.part_gates", faulty)
+    result = explore(load_exploration(write(tmp_path, SMALL.replace("[os, tree]", "[os]"))), tmp_path, processes=1)
+    assert {point.engine.transformations for point in result.points} == {()}
+    assert any("fault of Bitwright" in reason and "KeyError: 'kb'" in reason for reason in result.refused.values())

@@ -147,9 +147,10 @@ def transform(
 
     A nest to start from: `bitwright engine generate --nest -o mac.txt`
     """
-    from bitwright.engine.legality import check, check_depth
+    from bitwright.engine.legality import check
     from bitwright.engine.notation import parse_nest, print_nest
     from bitwright.engine.transformations import apply
+    from bitwright.engine.widths import check_depth
 
     try:
         text = sys.stdin.read() if str(nest) == "-" else nest.read_text()
@@ -190,10 +191,11 @@ def cycles(
     """
     from bitwright.engine.digit_profiles import normal_profile
     from bitwright.engine.expected_cycles import expected_array_cycles
-    from bitwright.engine.legality import check, check_depth
+    from bitwright.engine.legality import check
     from bitwright.engine.mapping import serial_figures
     from bitwright.engine.tensor_engine import cycles as count
     from bitwright.engine.tensor_engine import utilisation
+    from bitwright.engine.widths import check_depth
 
     engine = _engine(
         dataflow, rows, columns, depth, transform, encoding, multiplier, a_bits, b_bits, accumulator_bits

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,19 +50,50 @@ def get_or_compute(kind: str, inputs: Mapping[str, Any], compute: Callable[[], A
     """Return the stored JSON value for (`kind`, `inputs`), computing and storing it when it is not there.
 
     `inputs` must hold everything the result depends on, a version number of the computing code included. An
-    interrupted or failing `compute` stores nothing; a damaged entry is computed again.
+    interrupted or failing `compute` stores nothing; a damaged entry is computed again. Raises InputError, before any
+    work, for a cache folder that cannot be written and a limit that is no size.
     """
     path = folder() / kind / f"{content_key(inputs)}.json"
-    try:
-        value = json.loads(path.read_text())["value"]
-        os.utime(path)
+    found, value = _stored(path)
+    if found:
         return value
+    limit = _limit()
+    _check_writable(path.parent)
+    value = compute()
+    entry = {
+        "inputs": json.loads(json.dumps(inputs, default=_digest)), "value": value, "digest": _value_digest(value)
+    }  # fmt: skip
+    write_whole(path, json.dumps(entry))
+    _bound(limit)
+    return value
+
+
+def _stored(path: Path) -> tuple[bool, Any]:
+    """Whether an entry is there and whole, and its value."""
+    try:
+        entry = json.loads(path.read_text())
+        if entry["digest"] == _value_digest(entry["value"]):
+            os.utime(path)
+            return True, entry["value"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    value = compute()
-    write_whole(path, json.dumps({"inputs": json.loads(json.dumps(inputs, default=_digest)), "value": value}))
-    _bound()
-    return value
+    return False, None
+
+
+def _value_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _check_writable(target: Path) -> None:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"The cache folder {target} cannot be written: {error.strerror or error}. Set BITWRIGHT_CACHE to a folder "
+            "that can."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -110,8 +142,14 @@ def clear(kind: str | None = None) -> int:
     return removed
 
 
-def _bound() -> None:
-    limit = parse_quantity(os.environ.get("BITWRIGHT_CACHE_LIMIT", "2 GiB"), "B")
+def _limit() -> float:
+    try:
+        return parse_quantity(os.environ.get("BITWRIGHT_CACHE_LIMIT", "2 GiB"), "B")
+    except InputError as error:
+        raise InputError(f"BITWRIGHT_CACHE_LIMIT is no size: {error}") from None
+
+
+def _bound(limit: float) -> None:
     entries = sorted(_entries(), key=lambda entry: entry[1].st_mtime)
     total = sum(stat.st_size for _, stat in entries)
     for path, stat in entries[:-1]:  # the newest entry stays whatever its size

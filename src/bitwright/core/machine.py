@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from bitwright.core.errors import InputError, UnknownNameError
@@ -43,6 +42,7 @@ from bitwright.core.machine_schema import (
     read_evidence,
 )
 from bitwright.core.quantity import Evidence, Quantity, format_value
+from bitwright.core.yaml_text import parse_yaml
 
 __all__ = [
     "THIS_MACHINE",
@@ -194,13 +194,12 @@ def machine_from_data(data: Any, where: str, open_presets: tuple[str, ...] = ())
 
 
 def _parse(text: str, where: str) -> Any:
+    if not where.endswith(".json"):
+        return parse_yaml(text, where)
     try:
-        return json.loads(text) if where.endswith(".json") else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or str(error)
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{where}{place}: not readable: {problem}.") from None
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not valid JSON: {error}.") from None
 
 
 def this_machine_path() -> Path:

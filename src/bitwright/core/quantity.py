@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 from bitwright.core.errors import InputError
@@ -137,3 +138,8 @@ def _information(quantity: Any) -> float:
 
 def _spell(unit: str) -> str:
     return unit.replace("Hz", "hertz") if unit else "dimensionless"
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer of Python or numpy; True and 2.0 are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -11,6 +11,7 @@ import numpy as np
 
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError, UnknownNameError
+from bitwright.core.quantity import is_whole
 from bitwright.engine.nest import DATAFLOWS, Loop, Nest, Operation, Statement, Step, Value
 from bitwright.engine.widths import fit_widths
 
@@ -28,10 +29,16 @@ def gemm(
     cube: a chain along K per (m, n), then an accumulator. tree: an adder tree along K per column n (rows 1).
     With an encoding the multiplier is digit rows, a carry-save tree and an adder; with None it is one opaque product
     that the synthesis tool may merge with the accumulation, of integers or (`product`) of number-format codes.
-    Raises InputError for a depth or rows that the dataflow does not have, or a width the encoding cannot split.
+    Raises InputError for sizes that are not whole numbers, a depth or rows that the dataflow does not have, or a width
+    the encoding cannot split.
     """
     if dataflow not in DATAFLOWS:
         raise UnknownNameError("dataflow", dataflow, DATAFLOWS)
+    sizes = {"rows": rows, "columns": columns, "depth": depth, "a_bits": a_bits, "b_bits": b_bits,
+             "accumulator_bits": accumulator_bits}  # fmt: skip
+    for what, size in sizes.items():
+        if not is_whole(size) or size < 1:
+            raise InputError(f"gemm: {what} is {size!r}; expected a whole number of at least 1.")
     if dataflow not in REDUCED_IN_SPACE and depth != 1:
         raise InputError(f"Dataflow {dataflow!r} has no spatial K: its depth is 1, not {depth}.")
     if dataflow in ("ws", "tree") and rows != 1:

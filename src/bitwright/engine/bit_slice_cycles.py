@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic.encodings import Encoding, get
 from bitwright.core.errors import InputError
+from bitwright.core.quantity import is_whole
 from bitwright.engine.serial_cycles import column_cycles
 
 Int8Matrix = NDArray[np.int8]
@@ -264,7 +265,7 @@ def _operands(a: ArrayLike, w: ArrayLike) -> tuple[Int8Matrix, Int8Matrix]:
 
 
 def _positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+    if not is_whole(value) or value < 1:
         raise InputError(f"{name} is a whole number of at least 1, not {value!r}.")
 
 

@@ -121,14 +121,3 @@ def _evaluate(tree: Expression, columns: dict[str, int], full: int) -> int:
         return full ^ values[0]
     left, right = values
     return left & right if tree.operator == "and" else left | right if tree.operator == "or" else left ^ right
-
-
-def is_inversion_of(tree: Expression, name: str) -> bool:
-    """Whether the expression is the complement of the variable `name`.
-
-    Raises InputError when it is neither that variable nor its complement.
-    """
-    table = truth_table(tree, (name,))
-    if table not in (0b10, 0b01):
-        raise InputError(f"Expected {name!r} or its complement, not a constant.")
-    return table == 0b01

@@ -29,7 +29,6 @@ from bitwright.core.quantity import Evidence
 from bitwright.engine.evaluate import Integers
 from bitwright.engine.format_products import OperandKind, normal_words, product_unit
 from bitwright.engine.gate_simulation import simulate
-from bitwright.engine.legality import largest_depth
 from bitwright.engine.liberty import Library
 from bitwright.engine.mapping import serial_figures
 from bitwright.engine.notation import print_nest
@@ -41,6 +40,7 @@ from bitwright.engine.stimulus import stimulus
 from bitwright.engine.synthesis import ArrayReport, Objective, synthesise_array
 from bitwright.engine.tensor_engine import TensorEngine, cycles
 from bitwright.engine.timing import analyse_timing
+from bitwright.engine.widths import largest_depth
 from bitwright.engine.yosys import yosys_version
 
 _VERSION = 4

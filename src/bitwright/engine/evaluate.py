@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
 from bitwright.engine.format_products import product_unit
-from bitwright.engine.legality import check_depth
+from bitwright.engine.iteration_space import check_iteration_space
 from bitwright.engine.nest import (
     Loop,
     Nest,
@@ -32,7 +32,7 @@ from bitwright.engine.nest import (
     steps,
     walk,
 )
-from bitwright.engine.widths import state_values
+from bitwright.engine.widths import check_depth, largest_depth, state_values
 
 Integers = NDArray[np.int64]
 _CHUNK = 1 << 18  # result positions evaluated at a time, so that all words of the body stay in a few tens of MiB
@@ -211,16 +211,25 @@ class _Evaluation:
         return self.a[:, k, np.newaxis] if name == "a" else self.b[np.newaxis, k]
 
 
-def run(nest: Nest, a: ArrayLike, b: ArrayLike, pad: bool = True) -> Integers:
-    """C = A @ B by the primitives of a nest, modulo 2^bits of its result; (m, k), (k, n) -> (m, n) int64.
+def run(nest: Nest, a: ArrayLike, b: ArrayLike, pad: bool = True, modular: bool = False) -> Integers:
+    """C = A @ B by the primitives of a nest; (m, k), (k, n) -> (m, n) int64.
 
     K is padded with zeros to what the nest takes at a time; with `pad=False` another K raises InputError, as do shapes
-    that do not fit, empty operands, and values outside the operand widths. Raises IllegalTransformation for a K at
-    which the state of one bit weight could lose a sum (`legality.check_depth`).
+    that do not fit, empty operands, values outside the operand widths, a nest that computes something else
+    (`check_product`), and a sum that the result cannot hold; with `modular` the result is that sum modulo 2^bits, as
+    hardware leaves it. Raises IllegalTransformation for a K at which the state of one bit weight could lose a sum
+    (`widths.check_depth`).
     """
     left, right = operands(nest, a, b)
     check_depth(nest, left.shape[1])
-    step = max((loop.stride for loop in loops(nest.body) if loop.dimension == "K" and loop.extent is None), default=1)
+    check_product(nest)
+    if not modular:
+        _check_sums(nest, left, right)
+    return _run(nest, left, right, pad)
+
+
+def _run(nest: Nest, left: Integers, right: Integers, pad: bool) -> Integers:
+    step = _step(nest)
     if not pad and left.shape[1] % step:
         raise InputError(
             f"K = {left.shape[1]} is not a multiple of {step}, which the nest takes at a time; allow padding."
@@ -230,6 +239,65 @@ def run(nest: Nest, a: ArrayLike, b: ArrayLike, pad: bool = True) -> Integers:
     for start in range(0, result.shape[0], rows):
         result[start : start + rows] = _Evaluation(nest, left[start : start + rows], right).run()
     return result
+
+
+def _step(nest: Nest) -> int:
+    """Positions of K that one iteration of the outermost loop over K takes."""
+    return max((loop.stride for loop in loops(nest.body) if loop.dimension == "K" and loop.extent is None), default=1)
+
+
+def _reference(nest: Nest, a: Integers, b: Integers) -> Integers:
+    """A @ B of integers, or of number-format codes by the product the nest names."""
+    return product_unit(nest.product).matmul(a, b) if nest.product else a @ b
+
+
+def _check_sums(nest: Nest, a: Integers, b: Integers) -> None:
+    bits = nest.words[nest.result].bits
+    largest = a.shape[1] << (nest.words["a"].bits + nest.words["b"].bits - 2)  # no sum of integers can exceed it
+    if bits >= 64 or (nest.product is None and largest < 1 << (bits - 1)):
+        return
+    sums = _reference(nest, a, b)
+    if (wrap(sums, bits) != sums).any():
+        raise InputError(
+            f"Nest {nest.name!r}: sums from {int(sums.min())} to {int(sums.max())} do not fit a result of {bits} bits. "
+            "Give the accumulator more bits, split K, or pass modular=True for the result modulo 2^bits."
+        )
+
+
+@lru_cache(maxsize=4096)
+def check_product(nest: Nest) -> None:
+    """Raise InputError for a nest that does not compute A @ B modulo 2^bits of its result.
+
+    Its loops must cover M, N, K and BW once (`iteration_space.check_iteration_space`); then it is run on the extreme
+    and on random operands, over three steps of K (fewer where its states hold no more), and compared with numpy.
+    """
+    check_iteration_space(nest)
+    step = _step(nest)
+    k = largest_depth(nest, 3 * step)
+    if k < 1:
+        return  # not even one product is safe: whatever K comes, `check_depth` refuses it
+    if nest.product:
+        k = max(step, k - k % step)  # padding is not zero in every number format
+    random = np.random.default_rng(0)
+    a, b = (_extremes(random, nest, name, (10, k)) for name in ("a", "b"))
+    found, wanted = _run(nest, a, b.T, True), wrap(_reference(nest, a, b.T), nest.words[nest.result].bits)
+    if (found != wanted).any():
+        row, column = np.argwhere(found != wanted)[0]
+        shown = "..." * (k > 4)
+        raise InputError(
+            f"Nest {nest.name!r} does not compute A @ B: the row {a[row, :4].tolist()}{shown} of A and the column "
+            f"{b[column, :4].tolist()}{shown} of B give {found[row, column]} instead of {wanted[row, column]}. Every "
+            "product of K must be summed once, with all its bit weights, in words that hold it."
+        )
+
+
+def _extremes(random: np.random.Generator, nest: Nest, name: str, shape: tuple[int, int]) -> Integers:
+    """Rows of operand words: all the lowest, all the highest, both in turn, and random ones."""
+    half = 1 << (nest.words[name].bits - 1)
+    words = getattr(product_unit(nest.product), name).words if nest.product else np.arange(-half, half)
+    rows = random.choice(words, shape)
+    rows[0], rows[1], rows[2] = words[0], words[-1], np.where(np.arange(shape[1]) % 2, words[0], words[-1])
+    return np.asarray(rows, np.int64)
 
 
 def _spread(nest: Nest) -> int:

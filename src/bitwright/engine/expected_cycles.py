@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from bitwright.core.errors import InputError
+from bitwright.core.quantity import is_whole
 from bitwright.engine.digit_profiles import OperandProfile, binomial
 
 Floats = NDArray[np.float64]
@@ -56,7 +57,7 @@ def block_cycles(profile: OperandProfile, k: int, lanes: int, columns: int) -> t
     for the other lanes. Raises InputError for sizes below 1.
     """
     for name, value in (("k", k), ("lanes", lanes), ("columns", columns)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        if not is_whole(value) or value < 1:
             raise InputError(f"{name} is a whole number of at least 1, not {value!r}.")
     group, steps = profile.group, -(-k // (profile.group * lanes))
     full, rest = divmod(k, group)
@@ -112,7 +113,7 @@ def expected_array_cycles(
     Raises InputError for sizes below 1 and negative overheads.
     """
     for name, value in (("m", m), ("n", n), ("k", k), ("columns", columns), ("rows", rows), ("lanes", lanes)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        if not is_whole(value) or value < 1:
             raise InputError(f"{name} is a whole number of at least 1, not {value!r}.")
     if block is not None and block < 1:
         raise InputError(f"A K block has a length of at least 1, not {block}.")

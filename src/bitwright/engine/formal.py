@@ -27,8 +27,9 @@ from bitwright.core.errors import InputError
 from bitwright.core.progress import progress
 from bitwright.engine.encoder_hardware import encode_digits
 from bitwright.engine.evaluate import bias_per_step
+from bitwright.engine.hardware_rules import check_hardware
 from bitwright.engine.nest import Nest, Operation, Primitive, Value, Words
-from bitwright.engine.rtl import Arithmetic, Component, check_hardware, rtlil_text
+from bitwright.engine.rtl import Arithmetic, Component, rtlil_text
 from bitwright.engine.rtl.arithmetic import label, shape
 from bitwright.engine.rtl.elements import (
     chain_body,

@@ -14,30 +14,35 @@ Source: arXiv 2503.06342, the notation; rules as restated for this implementatio
 from __future__ import annotations
 
 from bitwright.core.errors import InputError
+from bitwright.engine.evaluate import check_product
+from bitwright.engine.iteration_space import check_iteration_space
 from bitwright.engine.nest import REDUCTIONS, Loop, Nest, Operation, Step, loops, placed_steps, steps
-from bitwright.engine.widths import carry_save_pairs, required_widths
+from bitwright.engine.rules import IllegalTransformation
+from bitwright.engine.widths import carry_save_pairs, ranges, required_widths
 
-RULES = {
-    1: "only sums may read all words of a dimension, and sums move freely over K and BW",
-    2: "shift leaves the loop over K only if BW is outside that loop; bit weights meet only shifted",
-    3: "an addition leaves a temporal loop only if the state is a carry-save pair",
-    4: "a loop over non-zero digits is data dependent: the array must synchronise",
-    5: "encode may be hoisted above loops over N, map may not",
-    6: "the state must hold the largest sum",
-}
 _SUMS = (*REDUCTIONS, Operation.ADD)
 
 
-class IllegalTransformation(InputError):
-    """A nest or a move that breaks one of the rules; `rule` is its number, `reason` what breaks it."""
-
-    def __init__(self, rule: int, reason: str) -> None:
-        super().__init__(f"Rule {rule} ({RULES[rule]}): {reason}")
-        self.rule, self.reason = rule, reason
-
-
 def check(nest: Nest, k: int | None = None) -> None:
-    """Raise IllegalTransformation naming the first rule a nest breaks; rule 6 is checked when `k` is given."""
+    """Raise IllegalTransformation naming the first rule a nest breaks, InputError when it does not compute A @ B.
+
+    With `k`, rule 6 includes the widths of the states for sums over K = `k`. The last resort is a comparison with numpy
+    on extreme and random operands (`evaluate.check_product`), which does not depend on the rules.
+    """
+    check_iteration_space(nest)
+    check_rules(nest)
+    _check_words(nest)
+    check_product(nest)
+    if k is not None:
+        for name, bits in required_widths(nest, k).items():
+            if bits > nest.words[name].bits:
+                raise IllegalTransformation(
+                    6, f"{name!r} has {nest.words[name].bits} bits; sums over K = {k} need {bits}."
+                )
+
+
+def check_rules(nest: Nest) -> None:
+    """Raise IllegalTransformation naming the first of the rules 1 to 6 that the structure of a nest breaks."""
     placed = list(placed_steps(nest.body))
     _check_definitions(nest)
     _check_lifetimes(nest)
@@ -73,46 +78,24 @@ def check(nest: Nest, k: int | None = None) -> None:
                     f"{step.operation} reads {name!r}, one word of a carry-save pair of {nest.words[name].bits} "
                     "bits, at a greater width; add the pair first, or keep it wider.",
                 )
-    if k is not None:
-        for name, bits in required_widths(nest, k).items():
-            if bits > nest.words[name].bits:
-                raise IllegalTransformation(
-                    6, f"{name!r} has {nest.words[name].bits} bits; sums over K = {k} need {bits}."
-                )
 
 
-def check_depth(nest: Nest, k: int) -> None:
-    """Raise IllegalTransformation (rule 6) for a state narrower than the result that sums over K = `k` can leave.
-
-    A state as wide as the result may wrap: the result is one modulo 2^bits anyway. A narrower one, of a single bit
-    weight, would make it wrong even so, for the worst operands.
-    """
-    deepest = largest_depth(nest, k)
-    if deepest < k:
-        needed, result = required_widths(nest, k), nest.words[nest.result].bits
-        name = next(name for name, bits in needed.items() if nest.words[name].bits < min(bits, result))
-        advice = f"or split K: up to {deepest} is safe" if deepest else "for not even one step of K is safe"
-        raise IllegalTransformation(
-            6,
-            f"{name!r} has {nest.words[name].bits} bits; sums over K = {k} need {needed[name]}, so the result could be "
-            f"wrong. Give the accumulator more bits, {advice}.",
-        )
-
-
-def largest_depth(nest: Nest, most: int) -> int:
-    """The largest K up to `most` whose sums fit every state that is narrower than the result; 0 when none does."""
-    result = nest.words[nest.result].bits
-
-    def fits(k: int) -> bool:
-        return all(nest.words[name].bits >= min(bits, result) for name, bits in required_widths(nest, k).items())
-
-    if fits(most):
-        return most
-    low, high = 0, most  # low fits, high does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def _check_words(nest: Nest) -> None:
+    """Rule 6 for the words between states: each holds whatever its step can make."""
+    pairs = carry_save_pairs(nest)
+    later = {name for step in steps(nest.body) for name in step.outputs[1:]}  # a carry, or an increment
+    for name, bounds in ranges(nest).items():
+        value = nest.words[name]
+        if bounds is None or value.state or name in pairs or name in later or name in ("a", "b"):
+            continue
+        low, high = -(1 << (value.bits - 1)) if value.signed else 0, (1 << (value.bits - value.signed)) - 1
+        apart = len(nest.producer(name).outputs) > 1  # the greatest multiple is one less: its increment is added apart
+        if bounds.low < low or bounds.high - apart > high:
+            raise IllegalTransformation(
+                6,
+                f"{name!r} has {value.bits} {'' if value.signed else 'unsigned '}bits, {low} to {high}; it can become "
+                f"{bounds.low} to {bounds.high - apart}.",
+            )
 
 
 def _open(index: str, outside: tuple[Loop, ...]) -> bool:

@@ -155,7 +155,12 @@ class Library:
         self.text = text
         self._root = root
         self._cells: dict[str, Cell] = {}
-        self._groups = {_unquote(group.arguments): group for group in root.named("cell")}
+        self._groups: dict[str, Group] = {}
+        for group in root.named("cell"):
+            cell = _unquote(group.arguments)
+            if cell in self._groups:
+                raise InputError(f"{name}: cell {cell!r} stands in the library twice; remove one of the two.")
+            self._groups[cell] = group
         self._templates = {
             _unquote(group.arguments): group
             for kind in ("lu_table_template", "power_lut_template")
@@ -210,7 +215,7 @@ class Library:
     def mappable(self) -> tuple[str, ...]:
         """Names of the cells synthesis may use: single-output logic of up to six inputs and plain flip-flops.
 
-        Raises InputError when no flip-flop or no inverter is among them.
+        Raises InputError when no flip-flop or no inverter is among them, or one has no area or no delays.
         """
         kept = tuple(name for name in self._groups if self.exclusion(name) is None)
         if not any(self.cell(name).flip_flop for name in kept):
@@ -219,7 +224,23 @@ class Library:
                 "edge, without scan). Give a library with sequential cells."
             )
         self._smallest_inverter(kept)
+        for cell in map(self.cell, kept):
+            self._check_usable(cell)
         return kept
+
+    def _check_usable(self, cell: Cell) -> None:
+        advice = "Add what is missing, or mark the cell `dont_use : true;`."
+        if not cell.area_um2 > 0:
+            raise InputError(
+                f"Library {self.name}: cell {cell.name!r} has the area {cell.area_um2:g}; expected more. {advice}"
+            )
+        for name in cell.outputs:
+            tables = {table for arc in cell.pins[name].arcs for table in arc.tables}
+            if not {"cell_rise", "cell_fall"} <= tables:
+                raise InputError(
+                    f"Library {self.name}: output {name!r} of cell {cell.name!r} has no cell_rise and cell_fall "
+                    f"tables, so its delay is unknown. {advice}"
+                )
 
     def exclusion(self, name: str) -> str | None:
         """Why synthesis must not use a cell, or None when it may. Raises InputError for a missing function."""
@@ -381,6 +402,11 @@ class Library:
                 f"{where}: table {group.name} has {values.size} values for axes of "
                 f"{' x '.join(str(axis.size) for _, axis in axes) or 'nothing'}; one or two axes are supported."
             )
+        for variable, axis in axes:
+            if not (np.diff(axis) > 0).all() or not np.isfinite(axis).all():
+                raise InputError(f"{where}: table {group.name} has an axis {variable} that does not rise throughout.")
+        if not np.isfinite(values).all():
+            raise InputError(f"{where}: table {group.name} holds values that are not finite.")
         block = values.reshape([axis.size for _, axis in axes] or [1]) * unit
         scaled = [(variable, axis * (self._load_f if "capacitance" in variable else self._time_s))
                   for variable, axis in axes]  # fmt: skip

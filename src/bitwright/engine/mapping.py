@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from bitwright.core.errors import InputError
 from bitwright.core.timeline import Schedule, Timeline
 from bitwright.core.workload import FORMAT_BITS, Gemm, Kind, Operator, Role, Tensor, Workload
-from bitwright.engine.legality import check_depth
+from bitwright.engine.hardware_rules import check_hardware
 from bitwright.engine.nest import loops
 from bitwright.engine.network_cost import EngineFigures, OperandStatistics, choose_operand
 from bitwright.engine.operand_traffic import panel_traffic
 from bitwright.engine.tensor_engine import TensorEngine, buffer_accesses, cycles
+from bitwright.engine.widths import check_depth
 
 # Kinds that run on the vector unit and can take the result of the operator before them as it comes.
 _FUSED = (Kind.SOFTMAX, Kind.NORMALISATION, Kind.ELEMENTWISE, Kind.REDUCTION)
@@ -121,6 +122,7 @@ def map_gemm(
     left: float
     right: float
     check_depth(engine.nest, gemm.k)
+    check_hardware(engine)
     left, right, result = buffer_accesses(engine, gemm)
     tile = engine.rows, engine.columns
     if not engine.serial:

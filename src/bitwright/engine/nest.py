@@ -106,6 +106,10 @@ class Nest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", {value.name: value for value in self.values})
+        if len(self.words) < len(self.values):
+            names = [value.name for value in self.values]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"Nest {self.name!r} declares {twice!r} twice.")
         for step in steps(self.body):
             for name in (*step.inputs, *step.outputs):
                 if name not in self.words:

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic.encodings import Encoding
 from bitwright.core.errors import InputError
+from bitwright.core.quantity import is_whole
 
 Counts = NDArray[np.int64]
 _TABLE_BITS = 12  # widths up to this one are encoded through a table of all values
@@ -214,5 +215,5 @@ class _Flags:
 
 def _positive(**sizes: int) -> None:
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        if not is_whole(value) or value < 1:
             raise InputError(f"{name} is a whole number of at least 1, not {value!r}.")

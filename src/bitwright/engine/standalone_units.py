@@ -100,14 +100,6 @@ def unit_power(
     return activity_power(netlist, simulation.toggles, simulation.intervals, report.period_s or report.longest_path_s)
 
 
-def random_words(unit: Unit, cycles: int = 64, streams: int = 64, seed: int = 0) -> dict[str, NDArray[np.int64]]:
-    """Uniformly random words for both inputs, (cycles, streams); every bit pattern alike, whatever it stands for."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.integers(0, 1 << bits, (cycles, streams)) for name, bits in (("a", unit.a_bits), ("b", unit.b_bits))
-    }
-
-
 def logic_gates(unit: Unit, library: Library) -> GateReport:
     """Map its logic alone, for simulation. Raises InputError for an accumulating unit."""
     if unit.accumulator_bits:

@@ -110,7 +110,7 @@ def stimulus(
 
 def _partial_results(engine: TensorEngine, a: Integers, b: Integers) -> list[Integers]:
     """The sum after every pass, the last one the whole product; several passes go through the digits of A in order."""
-    whole = run(engine.nest, a, b)
+    whole = run(engine.nest, a, b, modular=True)
     if engine.passes == 1:
         return [whole]
     digits = np.asarray(encodings.get(engine.encoding).digits(a, engine.a_bits), np.int64)

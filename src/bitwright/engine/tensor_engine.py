@@ -18,7 +18,6 @@ scale-sim (SCALE-Sim v3, `Total Cycles` without stalls and prefetch, counted fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -27,10 +26,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bitwright.core.errors import InputError, UnknownNameError
+from bitwright.core.quantity import is_whole
 from bitwright.core.workload import Gemm
 from bitwright.engine.baselines import gemm
 from bitwright.engine.format_products import product_unit
-from bitwright.engine.legality import check_depth, stages
+from bitwright.engine.hardware_rules import check_hardware
+from bitwright.engine.legality import stages
 from bitwright.engine.nest import (
     DATAFLOWS,
     Loop,
@@ -44,6 +45,7 @@ from bitwright.engine.nest import (
     steps,
 )
 from bitwright.engine.transformations import apply
+from bitwright.engine.widths import check_depth
 
 ADDER_BITS = 8  # of the carry-propagate additions outside the array that are done in one cycle
 _MOST_WORK = 1 << 51  # multiply-accumulates times passes of one product: its cycles fit 64 bits on any engine
@@ -75,19 +77,24 @@ class TensorEngine:
     def __post_init__(self) -> None:
         if self.dataflow not in DATAFLOWS:
             raise UnknownNameError("dataflow", self.dataflow, DATAFLOWS)
-        least = self.a_bits + self.b_bits
+        if isinstance(self.transformations, str) or not all(isinstance(line, str) for line in self.transformations):
+            raise InputError(
+                f"Tensor engine: transformations are a tuple of names such as ('opt1',), not {self.transformations!r}."
+            )
+        object.__setattr__(self, "transformations", tuple(self.transformations))
         if self.multiplier not in ("booth", "tool"):
             unit = product_unit(self.multiplier)
             object.__setattr__(self, "a_bits", unit.a_bits)
             object.__setattr__(self, "b_bits", unit.b_bits)
-            least = unit.product_bits
         for what, value, low, high in (
             ("rows", self.rows, 1, 1024), ("columns", self.columns, 1, 1024), ("depth", self.depth, 1, 1024),
             ("a_bits", self.a_bits, 2, 16), ("b_bits", self.b_bits, 2, 16),
             ("accumulator_bits", self.accumulator_bits, 1, 64),
         ):  # fmt: skip
-            if not low <= value <= high:
-                raise InputError(f"Tensor engine: {what} is {value}; expected {low} to {high}.")
+            if not is_whole(value) or not low <= value <= high:
+                raise InputError(f"Tensor engine: {what} is {value!r}; expected a whole number of {low} to {high}.")
+        booth = self.multiplier in ("booth", "tool")
+        least = self.a_bits + self.b_bits if booth else product_unit(self.multiplier).product_bits
         if self.accumulator_bits < least:
             raise InputError(
                 f"Tensor engine: {self.accumulator_bits} accumulator bits cannot hold one product of "
@@ -185,9 +192,9 @@ def cycles(
 ) -> NDArray[np.int64]:
     """Cycles of (m, k) @ (k, n), operands always ready; element-wise over arrays of m, n, k (0-d for scalars).
 
-    Raises InputError for extents below 1, products of more than 2^51 multiply-accumulates, unknown conventions, and
-    serial engines, whose cycles depend on the data; IllegalTransformation for a k at which the state of one bit weight
-    could lose a sum (`legality.check_depth`).
+    Raises InputError for extents below 1, products of more than 2^51 multiply-accumulates, unknown conventions, nests
+    without hardware (`hardware_rules.check_hardware`), and serial engines, whose cycles depend on the data;
+    IllegalTransformation for a k at which the state of one bit weight could lose a sum (`widths.check_depth`).
     """
     m, n, k = (_extents(name, value) for name, value in (("m", m), ("n", n), ("k", k)))
     rows, columns, depth = engine.rows, engine.columns, engine.depth
@@ -197,6 +204,7 @@ def cycles(
         raise InputError(f"SCALE-Sim has no dataflow {engine.dataflow!r}; it counts os and ws.")
     if engine.serial:
         raise InputError("The cycles of a serial engine depend on its operands: use engine.serial_cycles.")
+    check_hardware(engine)
     work = m.astype(np.float64) * n * k * engine.passes
     if (work > _MOST_WORK).any():
         raise InputError(f"A matrix product of {work.max():.3g} multiply-accumulates is too large to count; split it.")
@@ -215,14 +223,6 @@ def cycles(
         skew = rows + columns if engine.dataflow == "os" else 2
         total = engine.passes * tiles * (steps + rows) + skew - 1 + engine.latency + sum(engine.output_cycles)
     return np.asarray(total, dtype=np.int64)
-
-
-def gemm_cycles(
-    engine: TensorEngine, gemms: Sequence[Gemm], convention: Convention = "overlapped-drain"
-) -> NDArray[np.int64]:
-    """Cycles of every Gemm of a workload (len(gemms),), its batch one product after another."""
-    batch, m, n, k = (np.array([getattr(gemm, name) for gemm in gemms], np.int64) for name in ("batch", "m", "n", "k"))
-    return np.asarray(batch * cycles(engine, m, n, k, convention))
 
 
 def utilisation(

@@ -17,13 +17,13 @@ import numpy as np
 from bitwright.core.errors import UnknownNameError
 from bitwright.engine.evaluate import Integers
 from bitwright.engine.format_products import product_unit
-from bitwright.engine.legality import check_depth, largest_depth
 from bitwright.engine.liberty import Library
 from bitwright.engine.rtl import TOP, generate, simulation_design
 from bitwright.engine.stimulus import Stimulus, stimulus
 from bitwright.engine.synthesis import synthesise_array
 from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.testbench import SimulationResult, simulate_amaranth, simulate_netlist, simulate_verilog
+from bitwright.engine.widths import check_depth, largest_depth
 
 Simulator = Literal["amaranth", "icarus", "verilator"]
 

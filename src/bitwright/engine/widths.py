@@ -13,6 +13,7 @@ from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
 from bitwright.engine.format_products import product_unit
 from bitwright.engine.nest import Loop, Nest, Operation, Step, Value, placed_steps
+from bitwright.engine.rules import IllegalTransformation
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,40 @@ def required_widths(nest: Nest, k: int) -> dict[str, int]:
                 low, high = low * k // bounds.terms, -(-high * k // bounds.terms)
             needed[value.name] = _bits(low, high)
     return needed
+
+
+def check_depth(nest: Nest, k: int) -> None:
+    """Raise IllegalTransformation (rule 6) for a state narrower than the result that sums over K = `k` can leave.
+
+    A state as wide as the result may wrap: the result is one modulo 2^bits anyway. A narrower one, of a single bit
+    weight, would make it wrong even so, for the worst operands.
+    """
+    deepest = largest_depth(nest, k)
+    if deepest < k:
+        needed, result = required_widths(nest, k), nest.words[nest.result].bits
+        name = next(name for name, bits in needed.items() if nest.words[name].bits < min(bits, result))
+        advice = f"or split K: up to {deepest} is safe" if deepest else "for not even one step of K is safe"
+        raise IllegalTransformation(
+            6,
+            f"{name!r} has {nest.words[name].bits} bits; sums over K = {k} need {needed[name]}, so the result could be "
+            f"wrong. Give the accumulator more bits, {advice}.",
+        )
+
+
+def largest_depth(nest: Nest, most: int) -> int:
+    """The largest K up to `most` whose sums fit every state that is narrower than the result; 0 when none does."""
+    result = nest.words[nest.result].bits
+
+    def fits(k: int) -> bool:
+        return all(nest.words[name].bits >= min(bits, result) for name, bits in required_widths(nest, k).items())
+
+    if fits(most):
+        return most
+    low, high = 0, most  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def state_values(nest: Nest) -> tuple[Value, ...]:

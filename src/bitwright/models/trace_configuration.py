@@ -22,6 +22,7 @@ from bitwright.core.operators import (
     pointwise,
     product,
 )
+from bitwright.core.quantity import is_whole
 from bitwright.core.workload import FORMAT_BITS, Kind, Operator, Role, Tensor, Workload
 from bitwright.models.configurations import TransformerConfiguration, configuration
 
@@ -63,7 +64,7 @@ def trace_configuration(
         ("tokens", tokens, 1),
         ("context", context, int(phase == "decode")),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_whole(value) or value < least:
             raise InputError(f"{label} is {value!r}; expected a whole number of at least {least} for {phase}.")
     if phase == "training" and context:
         raise InputError(f"context is {context}; training has no cached context, give 0.")

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from bitwright.arithmetic import encodings
 from bitwright.arithmetic.statistics import digit_statistics, issue_cycles
 from bitwright.core.quantity import Evidence, Quantity
-from bitwright.engine.serial_cycles import normal_operand, utilisation_monte_carlo
+from bitwright.engine.digit_profiles import normal_profile
+from bitwright.engine.operand_banks import bank_conflicts
+from bitwright.engine.serial_cycles import normal_operand, utilisation_closed_form, utilisation_monte_carlo
 from bitwright.reproduce.claims import Claim
 
 _PAPER = "arXiv 2503.06342"
@@ -249,8 +251,45 @@ def utilisation_claims() -> list[Claim]:
     return found
 
 
+def closed_form_claims() -> list[Claim]:
+    """Utilisation of 32 columns of OPT4C drawn anew, beside the closed form for the slowest of independent sums."""
+    found = []
+    profile = normal_profile(25.0, "ent")
+    for k in UTILISATION["OPT4C"]:
+
+        def simulated(k: int = k) -> Quantity:
+            return Quantity(utilisation_monte_carlo(k, 32, encodings.get("ent"), 25.0, trials=40)[0], "",
+                            Evidence.SIMULATED)  # fmt: skip
+
+        value = utilisation_closed_form(k, 32, profile.issue_cycles, profile.operand_deviation)
+        formula = Quantity(value, "", Evidence.PREDICTED, "1 / (1 + (sigma / mu) sqrt(2 ln(columns) / K))")
+        where = f"OPT4C, K = {k}, EN-T, sigma 25, 32 columns"
+        note = "the closed form holds for large K: the slowest of few sums is less extreme than a normal one"
+        found.append(Claim("utilisation by the closed form", where, formula, simulated, 0.03, note))
+    return found
+
+
+def bank_claims() -> list[Claim]:
+    """Fetches of drifting columns that find their bank taken: every column starting in a bank of its own, or not."""
+    found = []
+    for staggered in (True, False):
+
+        def share(staggered: bool = staggered) -> Quantity:
+            a = normal_operand(16, 3072)
+            conflicts = bank_conflicts(a, encodings.get("ent"), staggered=staggered)
+            return Quantity(conflicts.share, "", Evidence.SIMULATED)
+
+        start = "in banks of their own" if staggered else "alike"
+        where = f"16 columns, K = 3072, EN-T, sigma 25; columns start {start}"
+        published = Quantity(0.0, "", Evidence.PUBLISHED, "conflicts are avoided by the layout (K1, MT, K2, MP)")
+        note = "neighbours still meet when one is ahead by a whole run; the reference gives no count"
+        found.append(Claim("bank conflicts per fetch", where, published, share, None, note))
+    return found
+
+
 def digit_claims() -> list[Claim]:
     """Every claim of this module."""
     return [
         *all_value_claims(), *normal_data_claims(), *weight_claims(), *issue_claims(), *utilisation_claims(),
+        *closed_form_claims(), *bank_claims(),
     ]  # fmt: skip

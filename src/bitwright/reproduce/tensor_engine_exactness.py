@@ -10,8 +10,8 @@ from bitwright.arithmetic import encodings
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.engine.baselines import gemm
 from bitwright.engine.evaluate import Integers, run
-from bitwright.engine.legality import IllegalTransformation
 from bitwright.engine.nest import Nest
+from bitwright.engine.rules import IllegalTransformation
 from bitwright.engine.transformations import apply
 from bitwright.engine.widths import required_widths
 from bitwright.reproduce.claims import Claim

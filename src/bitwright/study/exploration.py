@@ -11,34 +11,35 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import BitwrightError, InputError, ToolError
+from bitwright.core.processes import default_processes, each
 from bitwright.core.progress import progress
+from bitwright.core.yaml_text import parse_yaml
 from bitwright.engine.digit_profiles import OperandProfile, normal_profile
 from bitwright.engine.engine_gates import EngineGates, PartGates, compose, part_gates, restored, small_engine
 from bitwright.engine.expected_cycles import expected_array_cycles
-from bitwright.engine.legality import check, check_depth
+from bitwright.engine.hardware_rules import check_hardware
+from bitwright.engine.legality import check
 from bitwright.engine.libraries import find_library
 from bitwright.engine.mapping import serial_figures
-from bitwright.engine.rtl import check_hardware
 from bitwright.engine.tensor_engine import TensorEngine, cycles
 from bitwright.engine.transformations import SEQUENCES, TRANSFORMATIONS
+from bitwright.engine.widths import check_depth
 
-Whole = Annotated[int, Strict()]
 Size = Annotated[int, Strict(), Field(ge=1, le=1024)]
+Extent = Annotated[int, Strict(), Field(ge=1, le=1 << 40)]
 _ANSWER_S = 5.0  # how long a Ray cluster may take to accept a connection
+_MOST_REASONS = 9  # listed besides the first when nothing can be built
 OBJECTIVES = ("area_um2", "energy_j_per_mac", "macs_per_second")
 
 
@@ -65,10 +66,10 @@ class Widths(_Section):
 class Product(_Section):
     """C (m, n) = A (m, k) @ B (k, n), `count` times."""
 
-    m: Annotated[int, Strict(), Field(ge=1)]
-    k: Annotated[int, Strict(), Field(ge=1)]
-    n: Annotated[int, Strict(), Field(ge=1)]
-    count: Annotated[int, Strict(), Field(ge=1)] = 1
+    m: Extent
+    k: Extent
+    n: Extent
+    count: Extent = 1
 
 
 class Exploration(_Section):
@@ -83,6 +84,13 @@ class Exploration(_Section):
     library: tuple[str, ...] = Field(("predictive-28nm",), min_length=1)
     products: tuple[Product, ...] = Field((Product(m=1024, k=768, n=768),), min_length=1)
     objective: Literal["area_delay", "area", "delay"] = "area_delay"
+
+    @field_validator("transformations", mode="before")
+    @classmethod
+    def _sequences(cls, value: Any) -> Any:
+        if isinstance(value, list) and any(isinstance(item, str) for item in value):
+            raise ValueError("expected a list of sequences, each a list, such as [[], [opt1], [opt1, sign_free]]")
+        return value
 
 
 @dataclass(frozen=True)
@@ -145,8 +153,8 @@ class ExplorationResult:
 def load_exploration(path: Path) -> Exploration:
     """Read and check an exploration file. Raises InputError naming the key, or the unknown transformation."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the exploration {path}: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path} holds no keys; an exploration has at least `name` and `shapes`.")
@@ -154,7 +162,8 @@ def load_exploration(path: Path) -> Exploration:
         exploration = Exploration(**data)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{path}, {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}, {'.'.join(map(str, first['loc']))}: {message}") from error
     for sequence in exploration.transformations:
         for line in sequence:
             name = (line.split() or [""])[0]
@@ -184,7 +193,7 @@ def explore(
     """
     engines, refused = _engines(exploration)
     if not engines:
-        raise InputError(f"No point of {exploration.name!r} can be built:\n{next(iter(refused.values()))}")
+        raise _nothing_built(exploration, refused)
     groups: dict[tuple[TensorEngine, str], None] = {}
     for library in exploration.library:
         for engine in engines:
@@ -201,8 +210,17 @@ def explore(
             macs = sum(product.count * product.m * product.k * product.n for product in exploration.products)
             points.append(Point(engine, library, compose(found, engine, macs / taken), taken, macs))
     if not points:
-        raise InputError(f"No point of {exploration.name!r} can be built:\n{next(iter(refused.values()))}")
+        raise _nothing_built(exploration, refused)
     return ExplorationResult(exploration.name, tuple(_with_front(points)), refused)
+
+
+def _nothing_built(exploration: Exploration, refused: Mapping[str, str]) -> InputError:
+    """The first reason in full, with the nest it shows, and the others by their first line."""
+    first, *others = refused.items()
+    lines = [f"{label}: {reason.splitlines()[0]}" for label, reason in others[:_MOST_REASONS]]
+    if len(others) > _MOST_REASONS:
+        lines.append(f"and {len(others) - _MOST_REASONS} more.")
+    return InputError("\n".join([f"No point of {exploration.name!r} can be built:", *lines, f"{first[0]}: {first[1]}"]))
 
 
 def _describe(engine: TensorEngine) -> str:
@@ -212,7 +230,7 @@ def _describe(engine: TensorEngine) -> str:
 
 def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, str]]:
     """Every engine that the notation and the hardware accept and whose states hold the products; why not the others."""
-    made: list[TensorEngine] = []
+    made: dict[TensorEngine, TensorEngine] = {}  # an axis may name a value twice
     refused: dict[str, str] = {}
     deepest = max(product.k for product in exploration.products)
     forms: dict[TensorEngine, TensorEngine] = {}
@@ -236,10 +254,11 @@ def _engines(exploration: Exploration) -> tuple[list[TensorEngine], dict[str, st
                 check_depth(engine.nest, deepest)
                 check(engine.nest, deepest)
                 forms[engine] = engine
-            made.append(forms[engine].resized(shape.rows, shape.columns))
+            whole = forms[engine].resized(shape.rows, shape.columns)
+            made.setdefault(whole, whole)
         except InputError as error:
             refused[label] = str(error)
-    return made, refused
+    return list(made), refused
 
 
 def _cycles(engine: TensorEngine, product: Product) -> float:
@@ -268,13 +287,16 @@ def _profile(encoding: str, bits: int, group: int) -> OperandProfile:
     return normal_profile(encoding=encoding, bits=bits, group=group)
 
 
-def _gates_of(job: tuple[TensorEngine, str, str]) -> dict[str, Any] | str:
+def _gates_of(engine: TensorEngine, library: str, objective: str) -> dict[str, Any] | str:
     """Gates of one small engine, or why there are none; runs in a worker."""
-    engine, library, objective = job
     try:
         return asdict(part_gates(engine, find_library(library), objective))  # type: ignore[arg-type]
     except InputError as error:
         return str(error)
+    except (ToolError, OSError):  # the same for every engine
+        raise
+    except Exception as error:  # a fault of ours; the other points are worth having
+        return f"fault of Bitwright, please report it: {type(error).__name__}: {error}"
 
 
 def _evaluate(
@@ -282,11 +304,10 @@ def _evaluate(
 ) -> dict[tuple[TensorEngine, str], PartGates | str]:
     found: dict[tuple[TensorEngine, str], PartGates | str] = {}
     jobs = [(engine, library, objective) for engine, library in groups]
-    workers = processes or max(1, min(len(os.sched_getaffinity(0)), len(jobs)))
-    run = _on_ray(ray) if ray else _in_processes(workers)
+    results = _on_ray(ray)(jobs) if ray else each(_gates_of, jobs, processes or default_processes(len(jobs)))
     try:
         with progress("Synthesising and simulating distinct engines", len(jobs)) as advance:
-            for index, result in run(jobs):
+            for index, result in results:
                 found[groups[index]] = result if isinstance(result, str) else restored(result)
                 advance(1)
     except KeyboardInterrupt:
@@ -297,23 +318,6 @@ def _evaluate(
 
 
 Runner = Callable[[list[tuple[TensorEngine, str, str]]], Iterator[tuple[int, Any]]]
-
-
-def _in_processes(workers: int) -> Runner:
-    def run(jobs: list[tuple[TensorEngine, str, str]]) -> Iterator[tuple[int, Any]]:
-        if workers == 1:
-            yield from ((index, _gates_of(job)) for index, job in enumerate(jobs))
-            return
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            waiting = {pool.submit(_gates_of, job): index for index, job in enumerate(jobs)}
-            try:
-                for future in as_completed(waiting):
-                    yield waiting[future], future.result()
-            except KeyboardInterrupt:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    return run
 
 
 def _on_ray(address: str) -> Runner:
@@ -335,7 +339,7 @@ def _on_ray(address: str) -> Runner:
                 logging_level="WARNING",
             )  # fmt: skip
             remote = ray.remote(_gates_of)
-            waiting = {remote.remote(job): index for index, job in enumerate(jobs)}
+            waiting = {remote.remote(*job): index for index, job in enumerate(jobs)}
             while waiting:
                 done, _ = ray.wait(list(waiting), num_returns=1)
                 yield waiting.pop(done[0]), ray.get(done[0])

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,6 +19,7 @@ from pydantic import (
 
 from bitwright.core.errors import InputError
 from bitwright.core.quantity import parse_quantity
+from bitwright.core.yaml_text import parse_yaml
 from bitwright.engine.tensor_engine import TensorEngine
 
 
@@ -172,21 +172,6 @@ class Study(_Section):
         return self
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a key appear twice and takes the last; in a study that is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        "", node.start_mark, f"the key {key.value!r} appears twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load_study(path: Path) -> Study:
     """Read and check a study file.
 
@@ -197,10 +182,7 @@ def load_study(path: Path) -> Study:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the study file {path}: {getattr(error, 'strerror', None) or error}.") from None
-    try:
-        data = yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {_explain_yaml(error)}") from None
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path} must hold a mapping of keys such as 'title', 'model' and 'engines'.")
     return parse_study(data, str(path))
@@ -242,13 +224,6 @@ def _plain(message: str) -> str:
     message = re.sub(r"valid dictionary or instance of \w+", "mapping of keys", message)
     message = re.sub(r"Tuple should have at least (\d+) item.*", r"should have at least \1 entry", message)
     return message.replace("Field required", "is missing").replace("valid tuple", "list")
-
-
-def _explain_yaml(error: yaml.YAMLError) -> str:
-    """One line: what is wrong, and where."""
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return where + str(getattr(error, "problem", None) or error).replace("\n", " ")
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

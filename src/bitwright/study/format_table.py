@@ -7,22 +7,19 @@ product of the two codes has hardware, area of its processing element and energy
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache as memory
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from bitwright.arithmetic import formats
 from bitwright.core import cache
 from bitwright.core.errors import BitwrightError, InputError
+from bitwright.core.processes import default_processes, each
 from bitwright.core.progress import progress, set_quiet
 from bitwright.core.quantity import Evidence, Quantity
+from bitwright.core.yaml_text import parse_yaml
 from bitwright.models.decoder import Decoder
 from bitwright.models.format_execution import FormatAssignment, execute_in
 from bitwright.models.load import load, weight_paths
@@ -82,8 +79,8 @@ def read_rows(path: Path) -> tuple[FormatRow, ...]:
     """
     known = {each.name for each in fields(FormatAssignment)} | {"name"}
     try:
-        entries = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = parse_yaml(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the rows in {path}: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} holds no rows; expected a list such as `- {{name: weights, weights: int4/32}}`.")
@@ -148,10 +145,10 @@ def format_table(
     _ids(setup)
     jobs = [(row.assignment, setup) for row in rows]
     made: dict[int, dict[str, Any]] = {}
-    workers = processes or max(1, min(len(os.sched_getaffinity(0)), len(jobs)))
+    workers = processes or default_processes(len(jobs))
     try:
         with progress("Rows of number formats", len(jobs)) as advance:
-            for index, stored in _run(jobs, workers):
+            for index, stored in each(execute_row, jobs, workers, _one_thread):
                 made[index] = stored
                 advance(1)
     except KeyboardInterrupt:
@@ -162,20 +159,6 @@ def format_table(
         RowResult(row, {name: Quantity.from_json(each) for name, each in made[index].items()})
         for index, row in enumerate(rows)
     )
-
-
-def _run(jobs: list[tuple[FormatAssignment, TableSetup]], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    if workers == 1:
-        yield from ((index, execute_row(*job)) for index, job in enumerate(jobs))
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        waiting = {pool.submit(execute_row, *job): index for index, job in enumerate(jobs)}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _one_thread() -> None:

@@ -18,19 +18,20 @@ from bitwright.core.quantity import Evidence, Quantity
 from bitwright.engine.digit_profiles import measure_profile
 from bitwright.engine.engine_gates import part_names
 from bitwright.engine.gate_simulation import simulate
-from bitwright.engine.legality import check_depth
+from bitwright.engine.hardware_rules import check_hardware
 from bitwright.engine.liberty import Library
 from bitwright.engine.libraries import find_library
 from bitwright.engine.mapping import serial_figures
 from bitwright.engine.netlist import Netlist
 from bitwright.engine.network_cost import OperandStatistics
 from bitwright.engine.power import activity_power
-from bitwright.engine.rtl import CHAIN_ELEMENT, OUTPUT_STAGE, PE, TOP, check_hardware, generate
+from bitwright.engine.rtl import CHAIN_ELEMENT, OUTPUT_STAGE, PE, TOP, generate
 from bitwright.engine.stimulus import stimulus
 from bitwright.engine.synthesis import ArrayReport, synthesise_array
 from bitwright.engine.tensor_engine import TensorEngine
 from bitwright.engine.timing import analyse_timing
 from bitwright.engine.waveforms import Waveforms
+from bitwright.engine.widths import check_depth
 from bitwright.engine.yosys import yosys_version
 from bitwright.study.file import EngineSection, Study, describe_engine
 from bitwright.study.quality import Operands, model_source

@@ -12,7 +12,7 @@ from typing import Any
 from amaranth.hdl import Elaboratable
 
 from bitwright.core.errors import InputError
-from bitwright.engine.nest import Loop, Operation, loops, placed_steps
+from bitwright.engine.hardware_rules import check_hardware
 from bitwright.engine.rtl.arithmetic import Arithmetic, Component, Design, rtlil_text
 from bitwright.engine.rtl.elements import (
     CHAIN_ELEMENT,
@@ -31,7 +31,7 @@ from bitwright.engine.yosys import run_yosys
 
 _MOST_INPUT_BITS = 1 << 16  # Amaranth 0.5
 __all__ = [
-    "CHAIN_ELEMENT", "OUTPUT_STAGE", "PE", "TOP", "Arithmetic", "Component", "check_hardware", "generate",
+    "CHAIN_ELEMENT", "OUTPUT_STAGE", "PE", "TOP", "Arithmetic", "Component", "generate",
     "generate_part", "generate_rtlil", "parts", "reset_cycles", "rtlil_text", "simulation_design", "top", "verilog",
 ]  # fmt: skip
 
@@ -39,59 +39,6 @@ __all__ = [
 def reset_cycles(engine: TensorEngine) -> int:
     """Cycles `rst` must be held so that every state is zero and every pipeline register is filled."""
     return engine.rows + engine.columns + engine.depth + 2 * engine.latency + sum(engine.output_cycles) + 4
-
-
-def check_hardware(engine: TensorEngine) -> None:
-    """Raise InputError for nests that can be evaluated but not generated."""
-    nest = engine.nest
-    if any(loop.index == "bw" and not loop.spatial and loop.extent == 1 for loop in loops(nest.body)):
-        raise InputError(
-            f"{nest.name}: {engine.a_bits}-bit operands have one digit in encoding {engine.encoding!r}, so there are "
-            "no bit weights to take one after the other; widen A or leave out `roll bw` (opt2 to opt4e)."
-        )
-    for loop in placed_loops(engine):
-        if loop.sparse and (engine.dataflow not in ("os", "matrix2d") or loop.dimension != "K" or engine.passes == 1):
-            raise InputError(
-                f"{nest.name}: hardware visits non-zero digits of several positions of K at one bit weight, in os and "
-                f"matrix2d arrays (opt3), not loop {loop.index!r} of a {engine.dataflow} array."
-            )
-        if loop.index == "np" and any(inner.index == "mp" for inner in loops(loop.body)):
-            raise InputError(f"{nest.name}: hardware is rows of columns; the loop mp stands around np.")
-    for step, outside in placed_steps(nest.body):
-        temporal = [loop.index for loop in outside if loop.index == "bw" and not loop.spatial]
-        inside_k = any(loop.index == "kt" for loop in outside)
-        if step.operation is Operation.SHIFT and temporal and inside_k:
-            raise InputError(
-                f"{nest.name}: hardware with temporal bit weights shifts after the loop over K; apply hoist_shift too."
-            )
-        if step.operation is Operation.REGISTER and not inside_k:
-            raise InputError(
-                f"{nest.name}: {step.inputs[0]!r} is registered after the loop over K, where the output stage has "
-                "cycles of its own; pipeline words inside that loop."
-            )
-    order = [loop.index for loop in placed_loops(engine) if not loop.spatial and loop.index in ("bw", "kt")]
-    if order[:1] == ["kt"] and "bw" in order:
-        raise InputError(f"{nest.name}: hardware goes through K once per bit weight; apply `reorder kt bw`.")
-    known = {"os": ("kt", "kb", "bw", "lane"), "matrix2d": ("kt", "kb", "bw", "lane")}.get(
-        engine.dataflow, ("kt", "kb", "kp", "bw")
-    )
-    for loop in placed_loops(engine):
-        if loop.dimension in ("K", "BW") and loop.index not in known:
-            raise InputError(
-                f"{nest.name}: hardware has no place for the loop {loop.index!r}; it knows {', '.join(known)}."
-            )
-        if loop.dimension == "K" and not loop.spatial and not loop.sparse and loop.index != "kt":
-            raise InputError(f"{nest.name}: loop {loop.index!r} is temporal inside an element; unroll it.")
-    if engine.dataflow == "ws" and engine.passes > 1 and not engine.shares_encoders:
-        raise InputError(
-            f"{nest.name}: a weight-stationary array that takes one bit weight at a time has its encoders at the edge; "
-            "apply hoist_encode too."
-        )
-
-
-def placed_loops(engine: TensorEngine) -> list[Loop]:
-    """All loops of the engine's nest."""
-    return list(loops(engine.nest.body))
 
 
 def parts(engine: TensorEngine) -> list[Component]:
@@ -136,7 +83,7 @@ def generate_rtlil(engine: TensorEngine) -> dict[str, str]:
 def generate(engine: TensorEngine) -> str:
     """Readable Verilog of all modules of the engine.
 
-    Raises InputError for nests without hardware (see `check_hardware`), ToolError when Yosys is missing.
+    Raises InputError for nests without hardware (see `hardware_rules.check_hardware`), ToolError when Yosys is missing.
     """
     return verilog(generate_rtlil(engine))
 

@@ -12,7 +12,7 @@ operands: it takes the running sums of the chain's end instead.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -84,11 +84,16 @@ def after_body(nest: Nest) -> tuple[Statement, ...]:
 
 
 def chain_body(engine: TensorEngine) -> tuple[Statement, ...]:
-    """What one link of the chain along K does."""
+    """What one link of the chain along K does, inside the spatial loops that stand around the chain."""
     inner = engine.chain
     if inner is None:
         raise InputError(f"Dataflow {engine.dataflow!r} has no chain along K.")
-    return step_body(engine.nest) if engine.dataflow == "ws" else inner.body
+    if engine.dataflow == "ws":
+        return step_body(engine.nest)
+    body = inner.body
+    for loop in reversed([loop for loop in loops(step_body(engine.nest)) if inner in loops(loop.body)]):
+        body = (replace(loop, body=body),)
+    return body
 
 
 def states(engine: TensorEngine) -> tuple[Value, ...]:

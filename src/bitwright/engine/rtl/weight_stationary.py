@@ -18,7 +18,15 @@ from amaranth.hdl import Const, Module, Mux, ResetSignal, Signal, signed, unsign
 
 from bitwright.engine.evaluate import bias_per_step
 from bitwright.engine.rtl.arithmetic import label
-from bitwright.engine.rtl.elements import ChainElement, OutputStage, bias_bits, chain_states, operands, weight_bits
+from bitwright.engine.rtl.elements import (
+    ChainElement,
+    OutputStage,
+    bias_bits,
+    chain_states,
+    operands,
+    positions,
+    weight_bits,
+)
 from bitwright.engine.rtl.grid import Assembly, operand_port
 from bitwright.engine.tensor_engine import TensorEngine
 
@@ -101,9 +109,14 @@ class WeightStationary(Assembly):
                 {item.port: words[item.name, (link, *item.key)] for item in operands(self.engine)[0]}
                 for link in range(self.engine.depth)
             ]
-        found = []
+        along = self.nest.loop("kp").stride
+        found: list[dict[str, Any]] = []
         for link in range(self.engine.depth):
-            word = Signal(signed(self.engine.a_bits), name=f"a_entering_{link}")
-            module.d.comb += word.eq(Mux(accept, self.inputs[operand_port("a", 0, link, self.engine.step)], 0))
-            found.append({"a": word})
+            row: dict[str, Any] = {}
+            for key, offset in positions(self.nest, "a"):
+                port = operand_port("a", 0, link * along + offset, self.engine.step)
+                word = Signal(signed(self.engine.a_bits), name=f"{port}_entering")
+                module.d.comb += word.eq(Mux(accept, self.inputs[port], 0))
+                row[label("a", key)] = word
+            found.append(row)
         return found

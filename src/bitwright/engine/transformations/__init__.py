@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bitwright.core.errors import InputError, UnknownNameError
-from bitwright.engine.legality import IllegalTransformation, check
+from bitwright.engine.legality import check, check_rules
 from bitwright.engine.nest import Nest
 from bitwright.engine.notation import print_nest
+from bitwright.engine.rules import IllegalTransformation
 from bitwright.engine.transformations.digits import hoist_encode, insert_sparse, lanes
 from bitwright.engine.transformations.loops import reorder, roll, split, unroll
 from bitwright.engine.transformations.sums import hoist_shift, reduce_apart, retime_add
@@ -76,6 +77,7 @@ def apply(nest: Nest, *sequence: str) -> Nest:
             label.append(line.strip().replace(" ", "."))
         for part in parts:
             nest = _carry_out(nest, part)
+    check(nest)
     return replace(nest, name="+".join(label)) if label else nest
 
 
@@ -91,7 +93,7 @@ def _carry_out(nest: Nest, line: str) -> Nest:
         raise InputError(f"Transformation {line!r}: expected `{name} {wanted}`.".replace(" `.", "`.")) from None
     try:
         changed = fit_widths(function(nest, *arguments))
-        check(changed)
+        check_rules(changed)
     except IllegalTransformation as error:
         raise IllegalTransformation(error.rule, f"`{line}`: {error.reason}\n{print_nest(nest)}") from None
     except InputError as error:

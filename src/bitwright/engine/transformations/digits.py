@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bitwright.engine.legality import IllegalTransformation
 from bitwright.engine.nest import (
     REDUCTIONS,
     Loop,
@@ -17,6 +16,7 @@ from bitwright.engine.nest import (
     rewrite,
     steps,
 )
+from bitwright.engine.rules import IllegalTransformation
 from bitwright.engine.transformations.editing import all_bodies, carries, replace_in_body, whole_number, wrap_in_loops
 
 

@@ -71,7 +71,7 @@ def known_value(nest: Nest, name: str) -> str:
 
 
 def whole_number(what: str, value: str | int) -> int:
-    if not str(value).isdigit() or int(value) < 2:
+    if not str(value).isdecimal() or int(value) < 2:
         raise InputError(f"The {what} is {value!r}; expected a whole number of at least 2.")
     return int(value)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bitwright.core.errors import InputError
-from bitwright.engine.legality import IllegalTransformation
 from bitwright.engine.nest import REDUCTIONS, Loop, Nest, Operation, loops, placed_steps, rewrite, steps
+from bitwright.engine.rules import IllegalTransformation
 from bitwright.engine.transformations.editing import SUMS, carries, replicate_values, whole_number
 from bitwright.engine.widths import carry_save_pairs, ranges
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bitwright.engine.legality import IllegalTransformation
 from bitwright.engine.nest import Loop, Nest, Operation, Statement, Step, Value, placed_steps, rewrite, steps
+from bitwright.engine.rules import IllegalTransformation
 from bitwright.engine.transformations.editing import (
     SUMS,
     all_bodies,

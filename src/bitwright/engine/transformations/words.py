@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bitwright.core.errors import InputError
-from bitwright.engine.legality import IllegalTransformation
 from bitwright.engine.nest import Loop, Nest, Operation, Statement, Step, loops, placed_steps, rewrite, steps
+from bitwright.engine.rules import IllegalTransformation
 from bitwright.engine.transformations.editing import declare, known_value, position_loops, wrap_in_loops
 from bitwright.engine.widths import state_values
 
