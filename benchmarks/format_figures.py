@@ -19,7 +19,7 @@ from engine_figures import save
 from bitwright.core.quantity import Quantity, format_value
 from bitwright.models.format_execution import FormatAssignment
 from bitwright.study.format_table import FormatRow, RowResult
-from bitwright.study.format_table_page import AXES, on_front
+from bitwright.study.format_table_page import on_front, scatter
 
 PAGE = Path(__file__).parent.parent / "docs" / "number-formats.md"
 START, END = "<!-- table -->", "<!-- end of table -->"
@@ -56,22 +56,11 @@ def markdown(results: tuple[RowResult, ...]) -> str:
     return "\n".join(lines)
 
 
-def pareto_figure(results: tuple[RowResult, ...], axis: str) -> go.Figure:
-    """Perplexity against traffic or energy, labelled, the front joined."""
-    title, scale = AXES[axis]
-    front = on_front(results, axis)
-    figure = go.Figure()
-    others = [each for each in results if axis in each.figures and each not in front]
-    for label, chosen, mode in (("others", others, "markers+text"), ("front", list(front), "lines+markers+text")):
-        figure.add_scatter(
-            name=label, mode=mode, text=[each.row.name for each in chosen], textposition="top center", textfont_size=10,
-            x=[each.figures[axis].value * scale for each in chosen], marker_size=9,
-            y=[each.figures["perplexity"].value for each in chosen],
-        )  # fmt: skip
+def picture(results: tuple[RowResult, ...], axis: str) -> go.Figure:
+    """The plot of the table's page, as a picture of its own."""
+    figure = scatter(results, axis)
     figure.update_layout(template="plotly_white", height=640, margin_t=70,
                          title=f"SmolLM2-135M: perplexity [executed] against {axis}")  # fmt: skip
-    figure.update_xaxes(title=title, type="log")
-    figure.update_yaxes(title="perplexity", type="log")
     return figure
 
 
@@ -79,7 +68,7 @@ if __name__ == "__main__":
     found = read(Path(sys.argv[1]))
     for name, axis in (("formats-pareto", "traffic"), ("formats-energy", "energy per MAC")):
         if any(axis in result.figures for result in found):
-            print(save(pareto_figure(found, axis), name))
+            print(save(picture(found, axis), name))
     text = PAGE.read_text()
     before, rest = text.split(START)
     PAGE.write_text(f"{before}{START}\n\n{markdown(found)}\n\n{END}{rest.split(END)[1]}")

@@ -7,6 +7,7 @@ from bitwright.core.errors import BitwrightError, InputError
 from bitwright.engine import engine_gates as module
 from bitwright.engine.component_areas import component_areas
 from bitwright.engine.engine_gates import (
+    EngineGates,
     compose,
     engine_gates,
     normal_products,
@@ -16,7 +17,9 @@ from bitwright.engine.engine_gates import (
     synthesise_engine,
 )
 from bitwright.engine.libraries import find_library
+from bitwright.engine.rtl import generate_part
 from bitwright.engine.stimulus import stimulus
+from bitwright.engine.synthesis import synthesise
 from bitwright.engine.tensor_engine import TensorEngine
 
 LIBRARY = find_library("predictive-28nm")
@@ -107,7 +110,24 @@ def test_a_wrong_netlist_gives_no_figures(monkeypatch):
 
 
 def test_components_of_an_element():
-    split = component_areas(TensorEngine(2, 2), LIBRARY)
+    engine = TensorEngine(2, 2)
+    split = component_areas(engine, LIBRARY)
     assert {"encoder", "partial products", "compressor", "adders", "registers"} <= set(split)
     assert split["adders"] > split["encoder"] > 0
+    element, stage = (synthesise(generate_part(engine, name), name, LIBRARY) for name in ("pe", "output_stage"))
+    assert sum(split.values()) == pytest.approx(element.area_um2 + stage.area_um2)  # components, and the shared part
+    assert split["registers"] == element.sequential_area_um2 > 0
+    assert split["output_stage"] == stage.area_um2
     assert "adders" not in component_areas(TensorEngine(2, 2, ("opt1",)), LIBRARY)
+
+
+def test_energy_and_area_of_composed_gates_by_hand():
+    gates = EngineGates(
+        "hand", {"pe": 4, "output_stage": 2}, {"pe": 100.0, "output_stage": 30.0}, {"pe": 2e-12, "output_stage": 1e-12},
+        5.0, 0.5e-12, 2e-9, 1e-3, 3.0, "hand",
+    )  # fmt: skip
+    assert gates.area_um2 == 4 * 100 + 2 * 30 + 5
+    assert gates.energy_j_per_cycle == pytest.approx(10.5e-12, abs=0)
+    assert gates.energy_j_per_mac == pytest.approx((10.5e-12 + 1e-3 * 2e-9) / 3, abs=0)  # leakage for a whole cycle
+    assert gates.macs_per_second == pytest.approx(1.5e9)
+    assert gates.area_efficiency == pytest.approx(1.5e9 / 465)

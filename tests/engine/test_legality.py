@@ -292,3 +292,34 @@ def test_sums_that_do_not_fit_the_result_are_refused():
     assert run(nest, a[:, :511], b[:511]) == 511 << 14  # the largest sum that fits
     with pytest.raises(InputError, match="do not fit"):
         run(nest, a[:, :512], b[:512])
+
+
+@pytest.mark.parametrize(
+    ("rule", "sequence", "changes", "message"),
+    [
+        (2, (), [("value d[bw]", "state d"), ("value m[bw]", "value m"),
+                 ("            m[bw] = map(b, d[bw])\n", ""), ("            pp[bw] = shift(m[bw])\n", ""),
+                 ("          p_s, p_c = half_reduce(pp[*])",
+                  "          m = map(b, d)\n          p_s, p_c = half_reduce(m)")],
+         "map stands outside the loop over bit weights"),
+        (2, ("opt2",), [("value acc_bw", "state acc_bw"), ("          acc_weighted = shift(acc_bw)\n", ""),
+                        ("          acc = accumulate(acc, acc_weighted)\n",
+                         "    par mp in 2:\n      par np in 2:\n        acc_weighted = shift(acc_bw)\n"
+                         "        acc = accumulate(acc, acc_weighted)\n")],
+         "shift stands outside the loop over bit weights"),
+        (2, (), [("            pp[bw] = shift(m[bw])\n", ""), ("half_reduce(pp[*])", "half_reduce(m[*])"),
+                 ("          p = add(p_s, p_c)", "          p = shift(p_s, p_c)")], "without its shift"),
+        (2, (), [("pp[bw] = shift(m[bw])", "pp[bw] = shift(m[bw])\n            q[bw] = add(pp[bw], m[bw])"),
+                 ("value p_s", "value q[bw]: int17\nvalue p_s")], "adds shifted to unshifted words"),
+        (4, ("opt3",), [("for kb in sparse(d) of 4", "for kb in sparse(b) of 4")], "no encode makes|no step makes"),
+        (4, ("opt3",), [("value d[kb]: int3", "state d: int3")], "holds no digit per 'kb'"),
+    ],
+)  # fmt: skip
+def test_what_stands_in_the_wrong_place_is_named(rule, sequence, changes, message):
+    text = print_nest(apply(baseline(), *sequence))
+    for old, new in changes:
+        assert old in text, text
+        text = text.replace(old, new, 1)
+    with pytest.raises(InputError, match=message) as raised:
+        check(parse_nest(text))
+    assert getattr(raised.value, "rule", rule) == rule

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitwright.core.errors import InputError
+from bitwright.core.operators import Operand, attention
 from bitwright.core.workload import Gemm, Kind, Operator, Role, Tensor, Workload
 from bitwright.engine.digit_profiles import measure_profile, normal_profile
 from bitwright.engine.mapping import System, map_gemm, map_operator, map_workload, schedule
@@ -160,3 +161,23 @@ def test_parallel_engines_are_busy_for_their_products(dataflow, rows, depth):
     assert mapped.array_cycles == int(cycles(engine, 32, 16, 16))
     assert mapped.busy_cycles == 32 * 16 * 16 / (rows * 4 * depth)
     assert mapped.encoded_cycles == (0, 0)
+
+
+def test_grouped_query_heads_read_their_keys_and_values_once():
+    """8 query heads, one row of queries each: two groups of four read keys and values once, not four times."""
+
+    def read(kv_heads):
+        operands = [Operand(name, (8, 1, 16), "int8") for name in "qkvo"]
+        operator = attention(
+            "attention", *operands, batch=1, heads=8, kv_heads=kv_heads, queries=1, keys=64, depth=16, value_depth=16
+        )
+        return map_operator(operator, TensorEngine(4, 4), SYSTEM).memory_read_bytes
+
+    queries, cache = 8 * 16, 2 * 64 * 16
+    assert read(8) == queries + 8 * cache
+    assert read(2) == queries + 2 * cache
+
+
+def test_nests_without_hardware_are_not_mapped():
+    with pytest.raises(InputError, match="hoist_shift"):
+        map_gemm(TensorEngine(2, 2, ("roll bw", "reorder kt bw")), Gemm(1, 8, 8, 8))

@@ -151,3 +151,16 @@ def test_transformations_may_be_a_list_and_numpy_sizes_are_sizes():
 def test_nests_without_hardware_are_not_counted(sequence):
     with pytest.raises(InputError, match=r"hardware|unroll"):
         cycles(TensorEngine(2, 2, sequence), 64, 64, 64)
+
+
+@pytest.mark.parametrize("dataflow", ["os", "ws"])
+def test_one_bit_weight_at_a_time_reads_everything_once_per_pass(dataflow):
+    shape = {"os": (2, 2), "ws": (1, 2)}[dataflow]
+    more = {"dataflow": dataflow, "depth": 2 if dataflow == "ws" else 1}
+    sequence = ("opt2", "hoist_encode") if dataflow == "ws" else ("opt2",)
+    plain, serial = (TensorEngine(*shape, steps, **more) for steps in ((), sequence))
+    gemm_shape = Gemm(3, 5, 7, 16)
+    a, b, results = buffer_accesses(plain, gemm_shape)
+    tiles = results // (3 * 5 * 7)  # partial sums of weight-stationary tiles: written, and read but for the first
+    assert serial.passes == 4
+    assert buffer_accesses(serial, gemm_shape) == (4 * a, 4 * b, (4 * (tiles + 1) - 1) * 3 * 5 * 7)

@@ -213,3 +213,15 @@ def test_random_sequences_have_hardware_or_a_reason(data):
 @given(st.data())
 def test_random_sequences_work_in_hardware(data):
     built_or_refused(data, verified=True)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (("roll bw", "split mt 2 mb", "reorder mt kt"), "not summed over, so it cannot pass sums"),
+        (("split kt 2 kb", "reorder kb np", "reorder kb bw"), "words made in loop 'bw' are read outside it"),
+    ],
+)
+def test_loops_that_must_not_be_exchanged(sequence, message):
+    with pytest.raises(IllegalTransformation, match=message):
+        apply(baseline("os"), *sequence)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from bitwright.core.errors import InputError, ToolError
-from bitwright.engine.engine_gates import part_gates
-from bitwright.study.exploration import _engines, explore, load_exploration, pareto
+from bitwright.engine.engine_gates import EngineGates, part_gates
+from bitwright.engine.tensor_engine import TensorEngine
+from bitwright.study.exploration import Point, _engines, _with_front, explore, load_exploration, pareto
 from bitwright.study.exploration_page import write_exploration
 
 SMALL = """
@@ -135,3 +136,14 @@ def test_a_fault_in_one_point_does_not_take_the_others(tmp_path, monkeypatch):
     result = explore(load_exploration(write(tmp_path, SMALL.replace("[os, tree]", "[os]"))), tmp_path, processes=1)
     assert {point.engine.transformations for point in result.points} == {()}
     assert any("fault of Bitwright" in reason and "KeyError: 'kb'" in reason for reason in result.refused.values())
+
+
+def test_fronts_are_those_of_one_library_and_one_operand_width():
+    """A point that another library or narrower operands beat is still on the front of its own."""
+
+    def point(library, bits, area):
+        gates = EngineGates(library, {"pe": 1}, {"pe": area}, {"pe": 1e-12 * area}, 0.0, 0.0, 1e-9, 0.0, 1.0, "hand")
+        return Point(TensorEngine(1, 1, a_bits=bits, b_bits=8), library, gates, 10.0, 10)
+
+    points = [point("x", 8, 4.0), point("x", 8, 5.0), point("y", 8, 2.0), point("x", 4, 1.0), point("x", 4, 3.0)]
+    assert [found.on_front for found in _with_front(points)] == [True, False, True, True, False]

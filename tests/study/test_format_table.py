@@ -164,7 +164,7 @@ def test_rows_from_a_file(tmp_path: Path) -> None:
         ("- {weight: int8}", "row 1 has weight; known are accumulation"),
         ("- {weights: int4/32}\n- {weights: posit}", "row 2: Unknown number format"),
         ("- {weights: int4/32}\n- {weights: int4/32}", "Two rows"),
-        ("- [", "Cannot read the rows"),
+        ("- [", "is not valid YAML: line 1"),
     ],
 )
 def test_unusable_rows(tmp_path: Path, text: str, message: str) -> None:

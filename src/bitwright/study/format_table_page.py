@@ -31,6 +31,8 @@ AXES = {
     "energy per MAC": ("energy per multiply-accumulate (pJ)", 1e12),
 }
 
+_HIGHEST = 2.5  # perplexities above so many times the least are of no use; they would hide the others
+
 
 def to_json(results: Sequence[RowResult], setup: TableSetup) -> dict[str, Any]:
     """The whole table as JSON values."""
@@ -76,20 +78,32 @@ def on_front(results: Sequence[RowResult], axis: str) -> tuple[RowResult, ...]:
 
 
 def scatter(results: Sequence[RowResult], axis: str) -> go.Figure:
-    """Perplexity against `axis`, those on the front joined by a line."""
+    """Perplexity against `axis`, the front joined and labelled; rows above `_HIGHEST` times the least are triangles on
+    the upper edge."""
     title, scale = AXES[axis]
-    front = on_front(results, axis)
-    others = [each for each in results if axis in each.figures and each not in front]
+    shown = [each for each in results if axis in each.figures]
+    least = min((each.figures["perplexity"].value for each in shown), default=1.0)
+    edge = _HIGHEST * least
+    front = [each for each in on_front(shown, axis) if each.figures["perplexity"].value <= edge]
+    above = [each for each in shown if each.figures["perplexity"].value > edge]
+    others = [each for each in shown if each not in front and each not in above]
+    groups = (
+        ("others", others, "markers", "circle"),
+        (f"perplexity above {edge:.0f}", above, "markers", "triangle-up"),
+        ("front", front, "lines+markers+text", "circle"),
+    )
     figure = go.Figure()
-    for label, chosen, mode in (("others", others, "markers"), ("front", list(front), "lines+markers+text")):
+    for label, chosen, mode, symbol in groups:
         figure.add_scatter(
-            name=label, mode=mode, text=[each.row.name for each in chosen], textposition="top center",
-            x=[each.figures[axis].value * scale for each in chosen], marker_size=9,
-            y=[each.figures["perplexity"].value for each in chosen],
-            hovertemplate="%{text}<br>%{x:.4g}<br>perplexity %{y:.4g}<extra></extra>",
+            name=label, mode=mode, text=[each.row.name for each in chosen], marker={"size": 9, "symbol": symbol},
+            textposition=["bottom center" if index % 2 else "top center" for index in range(len(chosen))],
+            x=[each.figures[axis].value * scale for each in chosen],
+            y=[min(edge, each.figures["perplexity"].value) for each in chosen],
+            customdata=[each.figures["perplexity"].value for each in chosen],
+            hovertemplate="%{text}<br>%{x:.4g}<br>perplexity %{customdata:.4g}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title=title)
-    figure.update_yaxes(title="perplexity", type="log")
+    figure.update_xaxes(title=title, type="log")
+    figure.update_yaxes(title="perplexity", range=[0.9 * least, 1.03 * edge])
     return figure
 
 
