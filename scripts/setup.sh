@@ -33,7 +33,7 @@ has_headers() { "$1" -c 'import os, sysconfig; raise SystemExit(not os.path.exis
 
 groups=("$@")
 stamp=".venv/.ready-$(IFS=-; echo "${groups[*]:-run}")"
-fingerprint=$(cat pyproject.toml constraints.txt requirements-weights.txt CMakeLists.txt native/*.cpp scripts/setup.sh | cksum)
+fingerprint=$(cat pyproject.toml constraints.txt requirements-weights.txt CMakeLists.txt native/*.cpp native/*.hpp scripts/setup.sh | cksum)
 if [ -x .venv/bin/bitwright ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$fingerprint" ]; then exit 0; fi
 
 python=$(find_python) || { require_packages python3; python=$(find_python) || stop "Python 3.11 or newer is needed; install it or set PYTHON=/path/to/python3."; }

@@ -142,9 +142,11 @@ def outlier_victim_search(
     last: float,
     flint: bool,
     left: bool,
+    exhaustive: bool,
     found: NDArray[np.float32],
     error: NDArray[np.float64],
 ) -> None: ...
+def outlier_victim_reach(x: NDArray[np.float32], deviations: float, found: NDArray[np.float64]) -> None: ...
 def outlier_victim_encode(
     x: NDArray[np.float32],
     scale: NDArray[np.float32],
@@ -155,6 +157,7 @@ def outlier_victim_encode(
     last: float,
     flint: bool,
     left: bool,
+    identifier: int,
     codes: NDArray[np.uint8],
 ) -> None: ...
 def outlier_victim_decode(
@@ -206,4 +209,57 @@ def block_floating_attention(
     vectors: bool,
     threads: int,
     out: NDArray[np.float32],
+) -> None: ...
+def shift_and_add_path() -> str: ...
+def shift_places(
+    exponents: NDArray[np.int8], signs: NDArray[np.int8], first: int, count: int, places: NDArray[np.uint16]
+) -> None: ...
+def shift_matmul32(
+    x: NDArray[np.int32],
+    places: NDArray[np.uint16],
+    first: int,
+    count: int,
+    wide: bool,
+    path: str,
+    threads: int,
+    out: NDArray[np.int32],
+) -> None: ...
+def shift_matmul64(
+    x: NDArray[np.int32],
+    places: NDArray[np.uint16],
+    first: int,
+    count: int,
+    wide: bool,
+    path: str,
+    threads: int,
+    out: NDArray[np.int64],
+) -> None: ...
+def shift_matmul_loop(
+    x: NDArray[np.int32], exponents: NDArray[np.int8], signs: NDArray[np.int8], threads: int, out: NDArray[np.int32]
+) -> None: ...
+def largest_magnitude(x: NDArray[np.int32]) -> int: ...
+def fixed_point(x: NDArray[np.float32], fraction_bits: int, out: NDArray[np.int32]) -> bool: ...
+def shift_linear(
+    x: NDArray[np.int32],
+    places: NDArray[np.uint16],
+    first: int,
+    count: int,
+    wide: bool,
+    bias: NDArray[np.float32],
+    unit: float,
+    path: str,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...
+def masked_sums_int32(
+    masks: NDArray[np.uint64], v: NDArray[np.int32], path: str, threads: int, out: NDArray[np.int64]
+) -> None: ...
+def masked_sums_int64(
+    masks: NDArray[np.uint64], v: NDArray[np.int64], path: str, threads: int, out: NDArray[np.int64]
+) -> None: ...
+def masked_sums_float32(
+    masks: NDArray[np.uint64], v: NDArray[np.float32], path: str, threads: int, out: NDArray[np.float32]
+) -> None: ...
+def masked_sums_loop(
+    mask: NDArray[np.uint8], v: NDArray[np.float32], threads: int, out: NDArray[np.float32]
 ) -> None: ...

@@ -11,10 +11,9 @@ from bitwright.arithmetic.formats.outlier_victim import (
     OutlierVictimPairs,
     adaptive_pairs,
     clipping_search,
-    exponent_integer_matmul,
-    packed_matmul,
     pair_statistics,
 )
+from bitwright.arithmetic.formats.outlier_victim_products import exponent_integer_matmul, packed_matmul
 from bitwright.core.errors import InputError
 from bitwright.engine.format_products import product_unit
 
@@ -68,6 +67,8 @@ GRIDS = {  # options -> normal magnitudes, outliers, worked out by hand
     (("bias", 3),): ([*range(8)], [24, 32, 48, 64, 96, 128, 192]),
     (("exponent_bits", 1),): ([*range(8)], [10, 12, 14, 16, 20, 24, 28]),
     (("bits", 8),): ([*range(128)], OUTLIERS[8]),
+    (("signed", False),): ([*range(15)], [m << e for e in range(2, 6) for m in range(4, 8)][1:-1]),
+    (("bits", 8), ("signed", False)): ([*range(255)], [m << e for e in range(2, 6) for m in range(64, 128)][1:-1]),
     (("bits", 8), ("exponent_bits", 4)): (
         [*range(128)],
         [m << e for e in range(4, 13) for m in range(8, 16) if 128 < m << e <= 32768],
@@ -116,6 +117,9 @@ def test_every_grid_against_brute_force(options, keep):
     ties = (grid[1:] + grid[:-1]) / 2
     x = np.concatenate([rng.normal(0, form.top / 3, 700), rng.normal(0, outliers[-1] / 2, 300), grid, ties, -grid])
     x = rng.permutation(np.append(x, [0.0] * (x.size % 2))).astype(np.float32)
+    if not form.signed:
+        assert np.array_equal(form.encode(x, np.ones(1, np.float32)).codes, form.encode(x.clip(0), np.ones(1)).codes)
+        x = np.abs(x)
     encoded = form.encode(x, np.ones(1, np.float32))
     assert form.decode(encoded).tolist() == brute_force(x.astype(float).tolist(), 0, keep, (normal, outliers))
     assert np.array_equal(form.decode(encoded), form.integers(encoded.codes))
@@ -133,6 +137,80 @@ def test_scales_divide_before_rounding(granularity):
     for row, each, found in zip(rows, scales, form.decode(encoded).reshape(rows.shape), strict=True):
         expected = np.array(brute_force((row / each).astype(float).tolist(), 4, "larger"), np.float32) * each
         assert np.allclose(found, expected, rtol=1e-6)
+
+
+def test_every_byte_of_unsigned_pairs():
+    """The identifier is 15; an outlier beside it is 4 to 7 times a power of two, never the identifier itself."""
+    form = OutlierVictimPairs(4, signed=False)
+    pairs = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1).astype(np.uint8)
+    legal = pairs[~(pairs == 15).all(axis=1)]
+    for (a, b), value in zip(legal.tolist(), form.integers(legal).tolist(), strict=True):
+        outlier = {code: (4 + code % 4) << (code // 4 + 2) for code in range(1, 15)} | {0: 0}
+        assert value == ([outlier[a], 0] if b == 15 else [0, outlier[b]] if a == 15 else [a, b])
+    with pytest.raises(InputError, match="two victims"):
+        form.integers(np.array([15, 15], np.uint8))
+    x = np.array([192, 0, 0, 500, 300, 200, 3, 17, -2, 16.9], np.float32)
+    found = form.encode(x, np.ones(1, np.float32))
+    assert form.decode(found).tolist() == [192, 0, 0, 192, 192, 0, 3, 14, 0, 14]
+    assert formats.parse("ovp4_unsigned/tensor") == OutlierVictimPairs(4, "tensor", signed=False)
+
+
+def test_unsigned_pairs_halve_the_step_of_what_is_never_negative():
+    x = np.abs(np.random.default_rng(11).normal(size=(8, 256))).astype(np.float32)
+    errors = [formats.error_statistics(formats.parse(f"ovp{bits}{sign}/row"), x).relative_mse
+              for bits in (4, 8) for sign in ("_unsigned", "")]  # fmt: skip
+    assert errors[0] < 0.5 * errors[1]
+    assert errors[2] < 0.5 * errors[3]
+
+
+def rows_of_many_kinds():
+    """Normal, heavy-tailed, short, constant, tiny, huge, sparse and lopsided rows."""
+    rng = np.random.default_rng(12)
+    for size in (2, 30, 128, 130, 576, 1024, 4098):
+        rows = [rng.normal(size=size), rng.standard_t(2, size), rng.standard_t(4, size) * 1e-30, np.full(size, 3.0),
+                rng.laplace(size=size) * 1e30, np.zeros(size), rng.normal(size=size) * (rng.random(size) < 0.05),
+                np.abs(rng.normal(size=size)) + 1, rng.integers(-3, 4, size), rng.uniform(-1, 1, size),
+                np.where(np.arange(size) == 0, 1e4, rng.normal(size=size))]  # fmt: skip
+        yield np.stack(rows).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["ovp4/row", "ovp4_flint/row", "ovp4_left/row", "ovp8/row", "ovp8_e4m3/row",
+                                  "ovp4_unsigned/row", "ovp8_unsigned/row"])  # fmt: skip
+def test_bounds_leave_out_no_scale_that_is_best(name):
+    """The search with bounds against the one that tries every scale on every value: the same scales, bit for bit."""
+    form = formats.parse(name)
+    for rows in rows_of_many_kinds():
+        found, none = form.search(rows, errors=False)
+        every, error = form.search(rows, exhaustive=True)
+        assert np.array_equal(found, every)
+        assert none.size == 0
+        again, least = form.search(rows)
+        assert np.array_equal(again, every)
+        assert np.array_equal(least, error)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bounds_on_clipped_integers(bits):
+    for rows in rows_of_many_kinds():
+        assert np.array_equal(clipping_search(rows, bits), clipping_search(rows, bits, exhaustive=True))
+
+
+def test_bounds_on_a_whole_tensor():
+    """More values than a bin of the histogram holds before it is emptied, and a wide search."""
+    x = np.random.default_rng(13).standard_t(3, (1, 300_000)).astype(np.float32)
+    for form in (
+        OutlierVictimPairs(4, search_percent=(30, 400, 20)),
+        OutlierVictimPairs(8, search_percent=(30, 400, 20)),
+    ):
+        assert np.array_equal(form.search(x, errors=False)[0], form.search(x, exhaustive=True)[0])
+
+
+def test_the_reach_of_rows():
+    x = np.random.default_rng(14).normal(3, 5, (3, 2500)).astype(np.float32)
+    for form, found in ((f, f.search(x, errors=False)[0]) for f in (OutlierVictimPairs(4), OutlierVictimPairs(8))):
+        reach = np.abs(x.mean(1, dtype=np.float64)) + 3 * x.std(1, dtype=np.float64)
+        percent = found * form.top / reach * 100
+        assert np.allclose(percent, np.rint(percent), atol=1e-4)
 
 
 def test_ties():
@@ -199,7 +277,8 @@ def test_normal_type_is_chosen_by_error():
 
 
 @pytest.mark.parametrize("name", ["ovp4/row", "ovp8/tensor", "ovp4_flint/row", "ovp8_e4m3/row", "ovp4_left/16",
-                                  "ovp4_bias3/row", "ovp4_flint_left/row", "ovp8_e3m4/tensor"])  # fmt: skip
+                                  "ovp4_bias3/row", "ovp4_flint_left/row", "ovp8_e3m4/tensor", "ovp4_unsigned/row",
+                                  "ovp8_unsigned_left_e4m4/row"])  # fmt: skip
 def test_names_come_back(name):
     assert formats.parse(name).name == name
 
@@ -236,7 +315,7 @@ def test_exponent_integer_products_equal_integer_products():
 
 
 FORMS = [OutlierVictimPairs(4, "row"), OutlierVictimPairs(4, "row", normal="flint"), OutlierVictimPairs(8, "row"),
-         OutlierVictimPairs(8, "row", exponent_bits=4)]  # fmt: skip
+         OutlierVictimPairs(8, "row", exponent_bits=4), OutlierVictimPairs(4, "row", signed=False)]  # fmt: skip
 
 
 @pytest.mark.parametrize("left", FORMS, ids=lambda form: form.name)
@@ -251,7 +330,7 @@ def test_the_datapath_on_exponents_and_integers(left, right):
     for form, codes in ((left, one.codes), (right, two.codes)):
         for exponent, integer in form.exponent_integers(codes):
             assert integer.min() >= -8
-            assert integer.max() <= (7 if form.bits == 4 else 15)
+            assert integer.max() <= (7 if form.bits == 4 and form.signed else 15)
             assert exponent.min() >= 0
     found = packed_matmul(left, left.pack(one), (3, 40), right, right.pack(two), (3, 40))
     assert np.allclose(found, left.decode(one).astype(float) @ right.decode(two).T.astype(float), rtol=1e-5, atol=1e-4)
@@ -282,6 +361,7 @@ g16 = OutlierVictimPairs(4, 16)
     "make",
     [lambda: OutlierVictimPairs(4, bias=1), lambda: OutlierVictimPairs(4, normal="flint", bias=2),
      lambda: OutlierVictimPairs(8, bias=12), lambda: OutlierVictimPairs(8, normal="flint"),
+     lambda: OutlierVictimPairs(4, normal="flint", signed=False), lambda: formats.parse("ovp4_unsigned_e2m1/row"),
      lambda: OutlierVictimPairs(4, exponent_bits=3), lambda: OutlierVictimPairs(8, exponent_bits=0),
      lambda: OutlierVictimPairs(4, normal="float"),  # type: ignore[arg-type]
      lambda: OutlierVictimPairs(4, search_percent=(0, 10, 2)), lambda: OutlierVictimPairs(4, search_percent=(9, 5, 2)),

@@ -18,6 +18,7 @@ from bitwright.compression.key_channel_sort import (
     key_sqnr_db,
     observe_keys,
     partners,
+    random_tokens,
     sort_channels,
     sort_pairs,
     weight_scores,
@@ -197,6 +198,37 @@ def test_report_predicts_from_block_maxima() -> None:
     assert [entry.name for entry in report] == ["layers.0.attention", "layers.1.attention"]
     assert isinstance(made.layers[0].attention.rotate, PermutedRotary)
     assert float(block_energy(torch.tensor([1.0, 2.0, 3.0, 4.0]), 2)) == 20.0
+
+
+def test_the_scale_of_the_norm_before_is_part_of_the_score() -> None:
+    """Channel 5 alone reads an input that the norm makes 100 times larger; its weights are small."""
+    model = random_decoder()
+    for layer in model.layers:
+        layer.attention.key.weight.copy_(torch.randn(layer.attention.key.weight.shape, dtype=torch.float64))
+        layer.attention.key.weight[:, 7] = 0
+        layer.attention.key.weight[5] *= 0.5
+        layer.attention.key.weight[5, 7] = 0.5
+        layer.attention_norm.weight[7] = 100
+    _, scaled = k_sort(model, 8, score="scaled-norm")
+    _, plain = k_sort(model, 8)
+    for one, two, layer in zip(scaled, plain, model.layers, strict=True):
+        assert one.permutation[0, 0] == 5
+        assert two.permutation[0, 0] != 5
+        expected = (layer.attention.key.weight * layer.attention_norm.weight).norm(dim=1).reshape(2, 16)
+        assert torch.allclose(one.scores, expected)
+    attention = Plain(4, 2, 8, None)
+    with pytest.raises(InputError, match="no neighbour"):
+        k_sort(attention, 4, score="scaled-norm")
+
+
+def test_random_tokens_calibrate_without_text() -> None:
+    ids = random_tokens(53, 40, seed=3)
+    assert ids.shape == (1, 40)
+    assert torch.equal(ids, random_tokens(53, 40, seed=3))
+    assert set(ids.flatten().tolist()) <= set(range(53))
+    model = random_decoder()
+    made, _ = k_sort(model, 8, score="calibrated", calibration=lambda network: network(ids))
+    assert (made(ids) - model(ids)).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("score", ["weight-norm", "calibrated"])

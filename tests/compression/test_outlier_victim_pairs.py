@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from bitwright.arithmetic import formats
-from bitwright.compression.outlier_victim_pairs import PairLinear, PairSettings, TrainedPairs, apply
+from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs
+from bitwright.compression.outlier_victim_pairs import PairLinear, PairSettings, TrainedPairs, apply, quantise
 from bitwright.core.errors import BitwrightError, InputError
 
 
@@ -121,6 +122,36 @@ def test_plain_integers_are_those_of_the_integer_format(network):
     assert layers[0].weights == "int8/row"
     expected = formats.parse("int8/row").encode(network.first.weight)
     assert np.array_equal(made.first.values.numpy(), formats.parse("int8/row").integers(expected.codes))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_inputs_that_are_never_negative_lose_the_sign(bits):
+    """After ReLU: unsigned pairs, half the step; products are still those of the decoded tensors."""
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    x, fresh = batch(), batch(7)
+    made, layers = apply(model, bits, bits, run(x), PairSettings(eight_bit_exponent=2))
+    assert "unsigned" not in layers[0].activations + layers[0].weights + layers[1].weights
+    assert layers[1].activations == f"ovp{bits}_unsigned/tensor"
+    hidden = torch.relu(made[0](fresh)).detach().numpy()
+    form, weights = formats.parse(layers[1].activations), formats.parse(layers[1].weights)
+    rounded = form.decode(form.encode(hidden, np.array([layers[1].activation_scale], np.float32)))
+    expected = rounded @ weights.decode(weights.encode(model[2].weight)).T + model[2].bias.detach().numpy()
+    assert np.allclose(made(fresh).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+    made[2].exact = True
+    assert np.allclose(made(fresh).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+    signed = apply(model, bits, bits, run(x), PairSettings(normal="flint"))[1]
+    assert ("unsigned" in signed[1].activations) == (bits == 8)  # flint takes all 16 codes
+
+
+def test_exponents_of_eight_bit_outliers_are_chosen_by_error(network):
+    settings = PairSettings(eight_bit_exponent=None)
+    for x in (torch.randn(16, 64), torch.randn(16, 64) * (1 + 2000 * (torch.rand(16, 64) < 0.02))):
+        form, encoded = quantise(x.numpy(), 8, settings, "tensor")
+        errors = {e: formats.error_statistics(OutlierVictimPairs(8, "tensor", exponent_bits=e), x).relative_mse
+                  for e in (1, 2, 3, 4)}  # fmt: skip
+        assert form.exponent_bits == min(errors, key=errors.get)
+        assert np.array_equal(encoded.codes, form.encode(x).codes)
 
 
 def test_some_layers_in_eight_bits(network):

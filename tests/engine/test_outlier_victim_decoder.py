@@ -99,3 +99,8 @@ def test_bad_input():
                   lambda: hardware.PairArray(form, 2, 2, accumulator_bits=12)):  # fmt: skip
         with pytest.raises(InputError):
             wrong()
+
+
+def test_unsigned_pairs_have_no_decoder():
+    with pytest.raises(InputError, match="signed pairs"):
+        hardware.verify_decoder(OutlierVictimPairs(4, "tensor", signed=False))

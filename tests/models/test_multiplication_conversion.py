@@ -11,13 +11,20 @@ from bitwright.models.multiplication_conversion import (
     accuracy,
     additive,
     convert_in_stages,
+    measured_latencies,
     mixture,
     mixtures,
+    packed,
     shift_share,
     shifting,
     train,
 )
-from bitwright.models.multiplication_primitives import BinaryLinearAttention, MixtureOfPrimitives, ShiftLinear
+from bitwright.models.multiplication_primitives import (
+    BinaryLinearAttention,
+    MixtureOfPrimitives,
+    PackedShiftLinear,
+    ShiftLinear,
+)
 
 
 def stripes(count, seed=0):
@@ -76,6 +83,32 @@ def test_mixtures_start_near_the_layers_they_replace():
     multiplied = made.last[0].argmax(-1) == 0
     assert apart[multiplied].max() < 0.35  # the gate alone
     assert apart.median() < 0.35
+
+
+def test_packed_models_answer_as_the_rebuilt_ones():
+    torch.manual_seed(0)
+    linear = additive(SmallVisionTransformer()).eval()
+    images, _ = stripes(20)
+    for model in (linear, shifting(linear).eval(), mixture(linear).eval()):
+        native = packed(model)
+        assert kinds(native, ShiftLinear) == 0
+        assert kinds(native, PackedShiftLinear) == kinds(model, ShiftLinear)
+        assert kinds(model, PackedShiftLinear) == 0
+        made = native(images)
+        apart = (made - model(images)).abs().max()
+        assert 0 < apart < 2e-2  # fixed point of the activations; a code may change sides
+    with pytest.raises(BitwrightError, match="no shift layers"):
+        packed(SmallVisionTransformer())
+
+
+def test_latencies_are_measured():
+    multiplying, shifting_layer = measured_latencies(16, 8, 32, repeats=2)
+    assert min(multiplying, shifting_layer) > 0
+    made = mixture(additive(SmallVisionTransformer()), (multiplying, shifting_layer))
+    shares = next(mixtures(made)).shares
+    assert shares[0] / shares[1] == pytest.approx(multiplying / shifting_layer, rel=1e-5)
+    with pytest.raises(InputError, match="0 tokens"):
+        measured_latencies(16, 8, 0)
 
 
 def test_an_interrupted_conversion_goes_on(tmp_path):

@@ -1,5 +1,6 @@
 """Shift layers, binary attention and mixtures against integer arithmetic and hand-written gradients."""
 
+import copy
 import math
 
 import numpy as np
@@ -10,7 +11,13 @@ from torch.nn import functional
 
 from bitwright.arithmetic.shift_and_add import masked_sums, shift_matmul, to_fixed_point
 from bitwright.core.errors import InputError, UnknownNameError
-from bitwright.models.multiplication_primitives import BinaryLinearAttention, MixtureOfPrimitives, ShiftLinear, binarise
+from bitwright.models.multiplication_primitives import (
+    BinaryLinearAttention,
+    MixtureOfPrimitives,
+    PackedShiftLinear,
+    ShiftLinear,
+    binarise,
+)
 
 
 def test_shifts_are_arithmetic_for_every_exponent():
@@ -50,6 +57,35 @@ def test_a_shift_layer_on_integers(mode):
     assert np.array_equal(to_fixed_point([1.99999, -0.00001]), [131071, -1])
     assert exponent.min() >= -14
     assert set(np.unique(sign)) <= {-1, 0, 1}
+
+
+def test_native_layers_equal_the_rebuilt_ones():
+    torch.manual_seed(0)
+    layer = ShiftLinear(40, 9)
+    x = torch.randn(2, 3, 40)
+    exponent, sign = layer.export()
+    sums = shift_matmul(to_fixed_point(x.reshape(-1, 40).numpy()), exponent.T, sign.T)
+    assert torch.equal(PackedShiftLinear(layer)(x), torch.from_numpy(sums / 65536).float().reshape(2, 3, 9))
+    assert (PackedShiftLinear(layer)(x) - layer(x)).abs().max() < 2 * 40 / 65536
+    attention = BinaryLinearAttention(12, 3).eval()
+    native = copy.deepcopy(attention)
+    native.native = True
+    x = torch.randn(2, 70, 12)
+    assert torch.allclose(native(x), attention(x), atol=1e-5)
+    with pytest.raises(InputError, match="NaN"):
+        PackedShiftLinear(layer)(torch.full((1, 40), torch.nan))
+
+
+def test_codes_of_zeros_have_a_defined_result():
+    layer = BinaryLinearAttention(8, 2)
+    with torch.no_grad():
+        layer.query.weight.zero_(), layer.query.bias.zero_()  # nothing exceeds the mean
+    x = torch.randn(1, 5, 8)
+    value = layer.value(x).reshape(1, 5, 2, 4).transpose(1, 2)
+    expected = functional.normalize(0.5 * value, dim=-1) + layer.neighbours(value)
+    for native in (False, True):
+        layer.native = native
+        assert torch.allclose(layer(x), layer.output(expected.transpose(1, 2).reshape(1, 5, 8)), atol=1e-6)
 
 
 def test_straight_through_gradients():

@@ -78,6 +78,20 @@ def test_machines_within_tolerance_but_for_what_is_explained():
     assert all(result.explanation for result in results if result.verdict is Verdict.DIFFERS)
 
 
+@pytest.mark.slow
+def test_pairs_lose_nothing_where_there_are_no_outliers():
+    """A vision transformer on digits: few outliers, unsigned pairs for pixels, no large gain and no loss."""
+    try:
+        found = olive.olive_digits.contrast()
+    except BitwrightError as error:
+        pytest.skip(str(error))
+    assert found["largest weight"] < 28
+    assert found["pairs without outliers"] > 99
+    assert found["signed first inputs"] == 0
+    assert found["accuracy"]["pairs"] >= found["accuracy"]["absmax"] - 0.01
+    assert found["accuracy"]["pairs"] >= found["accuracy"]["clipped"] - 0.01
+
+
 def test_networks_that_are_not_at_hand_stay_published():
     results = [check(claim) for claim in named("SQuAD")]
     assert {result.verdict for result in results} == {Verdict.UNAVAILABLE}

@@ -4,6 +4,11 @@ Source: Trukhanov and Soloveychik, "Accurate Block Quantization in LLMs with Out
 key-value head with rows W_k[c] (row c makes channel c), s_c = |W_k[c]|; channels are put in descending order of s in
 W_k and, for every query head that shares the head, in W_q. Scores q.k stay what they are in exact arithmetic.
 
+The norm of a row is the size of its channel for inputs without a direction. Two other scores, not of the paper, see the
+directions that inputs have: "scaled-norm" is the norm of W_k[c] * g, g the learned scale of the norm before the layer;
+"calibrated" is the root mean square of the keys while the model runs, on text, or, where no data may be used, on random
+tokens.
+
 Rotary positions turn pairs of channels. "permuted" allows any permutation pi and turns the permuted vector x by
 gathered tables, x[c] * cos[pi(c)] + sign[pi(c)] * x[m(c)] * sin[pi(c)] with m(c) = pi^-1(partner(pi(c))); "pair" sorts
 pairs by the norm of both scores and keeps the layout, so that only the frequencies are permuted.
@@ -14,7 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +29,7 @@ from bitwright.core.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["half", "interleaved"]
+Score = Literal["weight-norm", "scaled-norm", "calibrated"]
 Attention = Any  # a module with linear layers `query` and `key`
 _FUSED = ("qkv", "qkv_proj", "query_key_value", "c_attn", "in_proj_weight", "Wqkv")
 _NORMS = ("query_norm", "key_norm", "q_norm", "k_norm")
@@ -135,11 +141,28 @@ def attentions(model: nn.Module) -> Iterator[tuple[str, Attention]]:
         raise InputError(f"{type(model).__name__} has no attention with linear layers `query` and `key`.")
 
 
-def weight_scores(attention: Attention) -> Tensor:
-    """Norm of every row of the key weights, float64 (kv_heads, channels)."""
+def weight_scores(attention: Attention, gain: Tensor | None = None) -> Tensor:
+    """Norm of every row of the key weights, times the `gain` (inputs,) of the norm before: float64 (kv_heads,
+    channels)."""
     shape = head_shape(attention)
     weight: Tensor = attention.key.weight.detach().double()
+    if gain is not None:
+        weight = weight * gain.detach().double()
     return weight.square().sum(1).sqrt().reshape(shape.kv_heads, -1)
+
+
+def input_gain(model: nn.Module, name: str) -> Tensor:
+    """The learned scale (inputs,) of the norm before the attention `name`: of its neighbour `<name>_norm`.
+
+    Raises InputError where there is none of the size of the inputs.
+    """
+    norm = dict(model.named_modules()).get(f"{name}_norm")
+    gain = getattr(norm, "weight", None)
+    attention: Attention = model.get_submodule(name)
+    if not isinstance(gain, Tensor) or gain.shape != (attention.key.in_features,):
+        wanted = f"{name.rpartition('.')[2]}_norm"
+        raise InputError(f"{name} has no neighbour {wanted} with one scale per input of the keys.")
+    return gain
 
 
 def fold(attention: Attention, permutation: Tensor) -> None:
@@ -198,20 +221,21 @@ def k_sort(
     model: Network,
     block: int,
     rope: Literal["permuted", "pair"] = "permuted",
-    score: Literal["weight-norm", "calibrated"] = "weight-norm",
+    score: Score = "weight-norm",
     calibration: Callable[[nn.Module], Any] | None = None,
 ) -> tuple[Network, tuple[SortedLayer, ...]]:
     """A copy of `model` with sorted key channels, and what was done; everything but queries and keys is shared.
 
     Attention modules have linear layers `query` and `key`, `heads` (and `kv_heads`), and a `rotate` hook where they use
-    rotary positions (`models.decoder.Attention`, `models.encoder.EncoderLayer`). `score` "calibrated" takes the root
-    mean square of each key channel, after rotary positions, while `calibration` runs the model. Raises InputError for
-    blocks that do not divide a head, other options, a missing calibration, and what `attentions` refuses.
+    rotary positions (`models.decoder.Attention`, `models.encoder.EncoderLayer`). `score` "scaled-norm" takes the
+    learned scale of the norm before into the norm of weights; "calibrated" takes the root mean square of each key
+    channel, after rotary positions, while `calibration` runs the model (`random_tokens` needs no data). Raises
+    InputError for blocks that do not divide a head, other options, a missing calibration or norm, and what `attentions`
+    refuses.
     """
-    if rope not in ("permuted", "pair") or score not in ("weight-norm", "calibrated"):
-        raise InputError(
-            f"K-sort with rope {rope!r} and score {score!r}: expected permuted or pair, and weight-norm or calibrated."
-        )
+    if rope not in ("permuted", "pair") or score not in get_args(Score):
+        known = ", ".join(get_args(Score))
+        raise InputError(f"K-sort with rope {rope!r} and score {score!r}: expected permuted or pair, and {known}.")
     if (score == "calibrated") != (calibration is not None):
         raise InputError("Calibrated scores, and only they, need a function that runs the model on calibration data.")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -221,7 +245,10 @@ def k_sort(
     made = []
     for name, attention in layers:
         shape = head_shape(attention, name)
-        scores = weight_scores(attention) if measured is None else measured[name]
+        if measured is None:
+            scores = weight_scores(attention, input_gain(twin, name) if score == "scaled-norm" else None)
+        else:
+            scores = measured[name]
         if block < 1 or scores.shape[-1] % block:
             raise InputError(f"Blocks of {block} do not divide the {scores.shape[-1]} channels of {name}.")
         paired = rope == "pair" and shape.layout is not None
@@ -259,6 +286,11 @@ def observe_keys(model: nn.Module, run: Callable[[nn.Module], Any], seen: Callab
             del attention.attend
             if before is not None:
                 attention.attend = before
+
+
+def random_tokens(vocabulary: int, tokens: int, seed: int = 0) -> Tensor:
+    """Ids (1, tokens), each as likely as any other: calibration of a language model without any text."""
+    return torch.randint(0, vocabulary, (1, tokens), generator=torch.Generator().manual_seed(seed))
 
 
 def channel_rms(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Tensor]:

@@ -27,11 +27,12 @@ from bitwright.arithmetic.formats.elements import IntegerElement
 from bitwright.arithmetic.formats.outlier_victim import (
     SEARCH,
     Keep,
+    Normal,
     OutlierVictimPairs,
-    adaptive_pairs,
+    best_pairs,
     clipping_search,
-    exponent_integer_matmul,
 )
+from bitwright.arithmetic.formats.outlier_victim_products import exponent_integer_matmul
 from bitwright.arithmetic.formats.scaled import Scaled
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.models.format_products import Accumulation, Operand, product
@@ -45,13 +46,14 @@ Form = OutlierVictimPairs | Scaled
 @dataclass(frozen=True)
 class PairSettings:
     """How layers are rounded. `normal` "adaptive" takes integers or flint, per tensor, whichever has the smaller error
-    (4 bits; 8 bits have integers); `eight_bit_exponent` is the number of exponent bits of 8-bit outliers;
+    (4 bits; 8 bits have integers); `eight_bit_exponent` is the number of exponent bits of 8-bit outliers, None for 1 to
+    4, per tensor, whichever has the smallest error;
     `search_percent` are the scales tried, in percent of |mean| + 3 deviations, as in `range`."""
 
     scheme: Scheme = "pairs"
     normal: NormalType = "adaptive"
     keep: Keep = "larger"
-    eight_bit_exponent: int = 4
+    eight_bit_exponent: int | None = 4
     search_percent: tuple[int, int, int] = SEARCH
 
     def __post_init__(self) -> None:
@@ -169,18 +171,24 @@ def _rounded(form: Form, rows: NDArray[np.float32], scale: float) -> NDArray[np.
     return rounded
 
 
+def _choices(bits: int, settings: PairSettings, granularity: str, signed: bool) -> list[OutlierVictimPairs]:
+    """Formats that settings leave open; flint needs a sign."""
+    signed = signed or (settings.normal == "flint" and bits == 4)
+    made = OutlierVictimPairs(bits, granularity, settings.keep, search_percent=settings.search_percent, signed=signed)
+    if not signed and bits == 4:
+        return [made]
+    if bits == 8:
+        chosen = settings.eight_bit_exponent
+        return [replace(made, exponent_bits=e, bias=None) for e in ((1, 2, 3, 4) if chosen is None else (chosen,))]
+    normals: tuple[Normal, ...] = ("int", "flint") if settings.normal == "adaptive" else (settings.normal,)
+    return [replace(made, normal=each, bias=None) for each in normals]
+
+
 def quantise(x: NDArray[np.float32], bits: int, settings: PairSettings, granularity: str) -> tuple[Form, Encoded]:
     """x (..., k) in the format that `settings` ask for, scales per "row" or "tensor". Raises InputError for other than
     4 or 8 bits, NaN and infinities."""
     if settings.scheme == "pairs":
-        normal = settings.normal if bits == 4 else "int"
-        if normal == "adaptive":
-            form = adaptive_pairs(x, granularity, settings.keep, settings.search_percent)
-        else:
-            exponent = settings.eight_bit_exponent if bits == 8 else 2
-            form = OutlierVictimPairs(bits, granularity, settings.keep, normal, exponent,
-                                      search_percent=settings.search_percent)  # fmt: skip
-        return form, form.encode(x)
+        return best_pairs(_choices(bits, settings, granularity, signed=bool((x < 0).any())), x)
     if bits not in (4, 8):
         raise InputError(f"Linear layers take weights and activations of 4 or 8 bits, not {bits}.")
     plain = Scaled(IntegerElement(bits), granularity)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,12 @@ from torch.nn import functional
 
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.core.progress import progress
-from bitwright.models.multiplication_primitives import BinaryLinearAttention, MixtureOfPrimitives, ShiftLinear
+from bitwright.models.multiplication_primitives import (
+    BinaryLinearAttention,
+    MixtureOfPrimitives,
+    PackedShiftLinear,
+    ShiftLinear,
+)
 
 STAGES = ("multiply", "additive", "mixture", "shift")
 _PARTS = ("query", "key", "value", "output")
@@ -129,6 +135,46 @@ def mixture(model: nn.Module, latencies: tuple[float, float] = (6.0, 4.0)) -> nn
         return made
 
     return _replaced(model, nn.Linear, convert, "blocks.")
+
+
+def measured_latencies(inputs: int, outputs: int, tokens: int, repeats: int = 9) -> tuple[float, float]:
+    """Seconds that a multiplying and a natively shifting layer take on this processor for so many tokens: least of
+    `repeats` runs of each in turn, what `mixture` takes as latencies. Raises InputError for sizes below 1."""
+    if min(inputs, outputs, tokens, repeats) < 1:
+        raise InputError(
+            f"{tokens} tokens of {inputs} inputs and {outputs} outputs, {repeats} runs: expected 1 or more."
+        )
+    layer = nn.Linear(inputs, outputs)
+    experts, x = (layer, PackedShiftLinear(ShiftLinear.from_linear(layer))), torch.randn(tokens, inputs)
+    found: tuple[list[float], list[float]] = ([], [])
+    with torch.no_grad():
+        for run in range(repeats + 1):
+            for expert, times in zip(experts, found, strict=True):
+                start = perf_counter()
+                expert(x)
+                if run:  # the first one warms up
+                    times.append(perf_counter() - start)
+    return min(found[0]), min(found[1])
+
+
+def packed(model: nn.Module) -> nn.Module:
+    """A copy for inference whose shift layers shift integers and whose binary attention adds rows, in native code.
+
+    Raises BitwrightError where there is neither.
+    """
+    twin = copy.deepcopy(model).eval()
+    shifts = [name for name, layer in twin.named_modules() if isinstance(layer, ShiftLinear)]
+    attention = [layer for layer in twin.modules() if isinstance(layer, BinaryLinearAttention)]
+    if not shifts and not attention:
+        raise BitwrightError(f"{type(model).__name__} has no shift layers and no binary attention to pack.")
+    for name in shifts:
+        parent, _, leaf = name.rpartition(".")
+        layer = twin.get_submodule(name)
+        assert isinstance(layer, ShiftLinear)
+        setattr(twin.get_submodule(parent), leaf, PackedShiftLinear(layer))
+    for each in attention:
+        each.native = True
+    return twin
 
 
 def _replaced(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.arithmetic.shift_and_add import LOWEST_EXPONENT, shift_matmul, to_fixed_point
+from bitwright.arithmetic.shift_and_add import LOWEST_EXPONENT
 from bitwright.core.errors import InputError, UnknownNameError
+from bitwright.kernels.shift_and_add import ShiftWeights, matadd, pack_mask, pack_shifts, shift_linear
 
 
 class _RoundThrough(torch.autograd.Function):
@@ -102,12 +103,30 @@ class ShiftLinear(nn.Module):
         exponent, sign = self.shifts()
         return exponent.detach().numpy().astype(np.int8), sign.detach().numpy().astype(np.int8)
 
+    def packed(self) -> ShiftWeights:
+        """The weights of `kernels.shift_and_add.matshift`."""
+        return pack_shifts(*self.export())
+
     def integer_forward(self, x: Tensor) -> Tensor:
-        """The layer on 16.16 fixed-point activations by arithmetic shifts only: x (tokens, inputs)."""
-        exponent, sign = self.export()
-        sums = shift_matmul(to_fixed_point(x.detach().numpy()), exponent.T, sign.T)
-        made = torch.from_numpy(sums / 65536.0).to(x.dtype)
-        return made if self.bias is None else made + self.bias.detach()
+        """The layer on 16.16 fixed-point activations by arithmetic shifts only: x (..., inputs); not differentiable."""
+        return PackedShiftLinear(self).forward(x)
+
+
+class PackedShiftLinear(nn.Module):
+    """A shift layer for inference: 16.16 fixed-point activations, native arithmetic shifts, no multiplication by a
+    weight. Rows of NaN raise InputError."""
+
+    def __init__(self, layer: ShiftLinear) -> None:
+        super().__init__()
+        self.weights = layer.packed()
+        self.bias = None if layer.bias is None else layer.bias.detach().float().numpy().copy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., inputs) -> (..., outputs), in x's type; not differentiable."""
+        rows = x.detach().float().reshape(-1, x.shape[-1]).numpy()
+        made = torch.from_numpy(shift_linear(rows, self.weights, self.bias)).to(x.dtype)
+        shaped: Tensor = made.reshape(*x.shape[:-1], self.weights.outputs)
+        return shaped
 
 
 class _Binary(torch.autograd.Function):
@@ -136,32 +155,45 @@ class BinaryLinearAttention(nn.Module):
     """Attention in linear time with binary queries and keys: Q (K^T V) is masked sums of rows.
 
     Per head: 0.5 V + Q (K^T V) / pi, normalised per token, plus a depthwise convolution of V over `kernel` tokens.
-    Raises InputError for heads that do not divide the width and even kernels.
+    `native=True` is for inference: queries and keys become one bit each and rows are added in native code
+    (`kernels.shift_and_add.matadd`). Raises InputError for heads that do not divide the width and even kernels.
     """
 
-    def __init__(self, width: int, heads: int, kernel: int = 9) -> None:
+    def __init__(self, width: int, heads: int, kernel: int = 9, native: bool = False) -> None:
         super().__init__()
         if width % heads or kernel % 2 == 0:
             raise InputError(
                 f"{heads} heads of width {width} and a kernel of {kernel}: expected a divisor, an odd number."
             )
-        self.heads = heads
+        self.heads, self.native = heads, native
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
         self.neighbours = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, width), the same shape comes out."""
+        """x (batch, tokens, width), the same shape comes out. Codes that are all zero give a normalised 0.5 V."""
         batch, tokens, width = x.shape
 
         def split(made: Tensor) -> Tensor:
             return made.reshape(batch, tokens, self.heads, -1).transpose(1, 2)
 
         query, key, value = binarise(split(self.query(x))), binarise(split(self.key(x))), split(self.value(x))
-        mixed = 0.5 * value + (query @ (key.transpose(2, 3) @ value)) / math.pi
+        sums = _native_sums if self.native else _sums
+        mixed = 0.5 * value + sums(query, key, value) / math.pi
         mixed = functional.normalize(mixed, dim=-1) + self.neighbours(value)
         made: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return made
+
+
+def _sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return query @ (key.transpose(2, 3) @ value)
+
+
+def _native_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same from packed codes, without gradients."""
+    of_query, of_key = (pack_mask(each.detach().numpy() > 0) for each in (query, key.transpose(2, 3)))
+    made = matadd(of_query, matadd(of_key, value.detach().float().numpy()))
+    return torch.from_numpy(made).to(value.dtype)
 
 
 class MixtureOfPrimitives(nn.Module):

@@ -23,7 +23,7 @@ ENTRY_POINTS = (
     "bitwright.models.block_floating_cache.kv_bytes",
 )
 _PAPER = "arXiv 2403.20137"
-_VERSION = 2
+_VERSION = 4
 WINDOWS, WINDOW = 8, 512
 BLOCKS = (16, 32, 64)
 PEERS = ("bfp16_32", "int4/32", "mxfp4", "int8/row")
@@ -31,9 +31,11 @@ PEERS = ("bfp16_32", "int4/32", "mxfp4", "int8/row")
 
 @memory
 def measurements() -> Mapping[str, Any]:
-    """Executed on SmolLM2-135M: {"sqnr": {model: {format: [dB by layer-head]}}, "perplexity": {...}, "overlap": x}.
+    """Executed on SmolLM2-135M: {"sqnr": {model: {format: [dB by layer-head]}}, "perplexity": {...}, "overlap": x,
+    "rank_correlation": x, "spread": {"keys": x, "weights": x}}.
 
-    Models: "unsorted", "permuted" and "pair" (scores of weights), "calibrated" (permuted, scores of keys on 1 Samuel).
+    Models: "unsorted", "permuted" and "pair" (norms of weight rows); permuted with other scores: "scaled" (norms with
+    the scale of the norm before), "random" (sizes of keys of random tokens) and "calibrated" (of keys of another text).
     Perplexity by (model, format of the key cache), 8 windows of 512 tokens. Cached by the weights.
     """
     from bitwright.models.load import weight_paths
@@ -45,7 +47,14 @@ def measurements() -> Mapping[str, Any]:
 
 
 def _measure() -> dict[str, Any]:
-    from bitwright.compression.key_channel_sort import channel_rms, k_sort, key_sqnr_db
+    from bitwright.compression.key_channel_sort import (
+        attentions,
+        channel_rms,
+        k_sort,
+        key_sqnr_db,
+        random_tokens,
+        weight_scores,
+    )  # fmt: skip
     from bitwright.core.progress import progress
     from bitwright.models.format_execution import FormatAssignment, execute_in
     from bitwright.models.load import load
@@ -61,14 +70,17 @@ def _measure() -> dict[str, Any]:
     other = text_ids(loaded.text_tokenizer, read_text(), WINDOW)
 
     def on(tokens: Any) -> Callable[[Any], Any]:
-        return lambda model: model.hidden_states(tokens[None, :WINDOW])
+        return lambda model: [model.hidden_states(part[None]) for part in tokens[: WINDOWS * WINDOW].split(WINDOW)]
 
-    models["calibrated"] = k_sort(plain, 16, "permuted", "calibrated", on(other))[0]
+    models["scaled"] = k_sort(plain, 16, "permuted", "scaled-norm")[0]
+    data_free = random_tokens(plain.config.vocabulary, WINDOW)[0]
+    for kind, tokens in (("random", data_free), ("calibrated", other)):
+        models[kind] = k_sort(plain, 16, "permuted", "calibrated", on(tokens))[0]
     names = [f"bfp12_{block}" for block in BLOCKS]
     sqnr = {
         kind: {
             name: [float(value) for heads in by_layer.values() for value in heads]
-            for name, by_layer in key_sqnr_db(model, [*names, *PEERS], on(ids)).items()
+            for name, by_layer in key_sqnr_db(model, [*names, *(PEERS if kind == "unsorted" else ())], on(ids)).items()
         }
         for kind, model in models.items()
     }
@@ -86,7 +98,23 @@ def _measure() -> dict[str, Any]:
         for name in first
         for a, b in zip(first[name], second[name], strict=True)
     ]
-    return {"sqnr": sqnr, "perplexity": scores, "overlap": sum(shared) / len(shared)}
+    norms = {name: weight_scores(attention) for name, attention in attentions(plain)}
+    rank = [_rank_correlation(a, b) for name in first for a, b in zip(norms[name], first[name], strict=True)]
+    spread = {
+        kind: sum(float(row.max() / row.median()) for rows in by_layer.values() for row in rows) / len(rank)
+        for kind, by_layer in (("keys", first), ("weights", norms))
+    }
+    return {
+        "sqnr": sqnr, "perplexity": scores, "overlap": sum(shared) / len(shared),
+        "rank_correlation": sum(rank) / len(rank), "spread": spread,
+    }  # fmt: skip
+
+
+def _rank_correlation(a: Any, b: Any) -> float:
+    """Spearman's coefficient of two vectors without ties."""
+    one, two = (each.argsort().argsort().double() for each in (a, b))
+    one, two = one - one.mean(), two - two.mean()
+    return float((one * two).sum() / (one.square().sum() * two.square().sum()).sqrt())
 
 
 def _executed(value: float, unit: str, source: str) -> Quantity:
@@ -152,13 +180,14 @@ def claims() -> tuple[Claim, ...]:
     def heads(block: int, kind: str, scores: str, explanation: str) -> Claim:
         return Claim(
             f"layer-heads that gain, n = {block}, {scores}", "K cache BFP12, SmolLM2-135M, permuted RoPE",
-            _qualitative(1.0),
-            lambda: _executed(better_heads(block, kind), "", "keys of 512 tokens, 90 layer-heads"), 0.2, explanation,
+            _qualitative(1.0), lambda: _executed(better_heads(block, kind), "", f"keys of {text}, 90 layer-heads"), 0.2,
+            explanation,
         )  # fmt: skip
 
     norms = (
-        "Norms of weight rows ignore how large the inputs and the rotation make a channel, so the order they give is "
-        "not that of the keys; scores calibrated on keys gain in almost every head. " + small
+        "Rows of key weights have almost the same norm, and it says little about the keys (see spread and rank below): "
+        "what makes a key channel large is the direction that inputs have. The scale of the norm before is a part of "
+        "it that weights show; sizes of the keys of random tokens show it without any text. " + small
     )
 
     def against(block: int) -> Claim:
@@ -168,13 +197,17 @@ def claims() -> tuple[Claim, ...]:
             "The paper shows a gain and gives no figure that this catalogue could read; " + small,
         )  # fmt: skip
 
-    def calibrated(block: int) -> Claim:
+    def other(block: int, kind: str, scores: str, explanation: str) -> Claim:
         return Claim(
-            f"perplexity calibrated over unsorted, n = {block}", f"K cache BFP12, {text}; scores on another text",
-            _qualitative(1.0), lambda: _executed(perplexity_ratio(block, "calibrated", "unsorted"), "", text), None,
-            "Not in the paper. Less noise in the keys is not less noise in the scores q.k: what counts there is the "
-            "error weighted by the queries.",
+            f"perplexity sorted over unsorted, n = {block}, {scores}", f"K cache BFP12, {text}; not in the paper",
+            _qualitative(1.0), lambda: _executed(perplexity_ratio(block, kind, "unsorted"), "", text), None,
+            explanation,
         )  # fmt: skip
+
+    keys = (
+        "Less noise in the keys is not less noise in the scores q.k: this order gathers the channels with large keys, "
+        "which mostly have large queries too, under coarse steps, and what it makes finer counts little."
+    )
 
     def loss(block: int) -> Claim:
         return Claim(
@@ -182,6 +215,19 @@ def claims() -> tuple[Claim, ...]:
             lambda: _executed(perplexity_ratio(block, "permuted", "fp32"), "", text), 0.05,
             "'Without significant accuracy loss' is read as at most 5 %. A model of 135 M parameters with heads of 64 "
             "channels loses more to 4-bit keys than one of 7 B with heads of 128.",
+        )  # fmt: skip
+
+    def rank() -> Claim:
+        return Claim(
+            "rank correlation of weight norms and key channels", "Spearman, mean of 90 heads", _qualitative(1.0),
+            lambda: _executed(measurements()["rank_correlation"], "", text), None,
+            "1 if the norms of weights ordered the channels as the keys do.",
+        )  # fmt: skip
+
+    def spread(what: str) -> Claim:
+        return Claim(
+            f"largest over median channel, {what}", "mean of 90 heads", _qualitative(1.0),
+            lambda: _executed(measurements()["spread"][what], "x", text), None, "1 without outliers.",
         )  # fmt: skip
 
     def gates(library: str) -> Claim:
@@ -200,8 +246,14 @@ def claims() -> tuple[Claim, ...]:
               Quantity(1.0, "", Evidence.PUBLISHED, f"{_PAPER}, results: no gain at n = 128 = head_dim"),
               lambda: _executed(10 ** (-mean_gain_db(64) / 10), "", "keys of 512 tokens, n = 64 = head_dim"), 1e-4),
         *(heads(block, "permuted", "weight norms", norms) for block in (16, 32)),
-        *(heads(block, "calibrated", "calibrated", "") for block in (16, 32)),
-        against(16), against(32), calibrated(16), calibrated(32), loss(16), loss(32),
+        *(heads(block, "scaled", "norms of scaled weights", norms) for block in (16, 32)),
+        *(heads(block, "random", "keys of random tokens", "") for block in (16, 32)),
+        *(heads(block, "calibrated", "keys of another text", "") for block in (16, 32)),
+        against(16), against(32),
+        *(other(block, "scaled", "norms of scaled weights", "") for block in (16, 32)),
+        *(other(block, "random", "keys of random tokens", keys) for block in (16, 32)),
+        *(other(block, "calibrated", "keys of another text", keys) for block in (16, 32)),
+        loss(16), loss(32), rank(), spread("keys"), spread("weights"),
         Claim("large channels are those of any input", "top quarter of key channels on two texts, shared share",
               _qualitative(1.0), lambda: _executed(measurements()["overlap"], "", "1 Kings against 1 Samuel"), 0.2),
     )  # fmt: skip

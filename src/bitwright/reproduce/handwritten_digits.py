@@ -20,7 +20,7 @@ def handwritten_digits(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64
     try:
         load_digits = import_module("sklearn.datasets").load_digits
     except ImportError:
-        raise BitwrightError("The digits come with scikit-learn; run: pip install scikit-learn") from None
+        raise BitwrightError("The digits come with scikit-learn; run: pip install 'bitwright[digits]'") from None
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(labels))
     return (pixels[order] / 16).astype(np.float32), labels[order].astype(np.int64)

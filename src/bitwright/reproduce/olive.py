@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.arithmetic import formats
-from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs, exponent_integer_matmul, pair_statistics
+from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs, pair_statistics
+from bitwright.arithmetic.formats.outlier_victim_products import exponent_integer_matmul
 from bitwright.core.errors import BitwrightError
 from bitwright.core.quantity import Evidence, Quantity
-from bitwright.reproduce import olive_models, olive_performance
+from bitwright.reproduce import olive_digits, olive_models, olive_performance
 from bitwright.reproduce.claims import Claim
 
 STATUS = "started"
 ENTRY_POINTS = (
     "bitwright.arithmetic.formats.outlier_victim.OutlierVictimPairs",
-    "bitwright.arithmetic.formats.outlier_victim.packed_matmul",
+    "bitwright.arithmetic.formats.outlier_victim_products.packed_matmul",
     "bitwright.arithmetic.formats.outlier_victim.pair_statistics",
     "bitwright.compression.outlier_victim_pairs.apply",
     "bitwright.engine.rtl.outlier_victim_decoder.verify_array",
@@ -105,18 +106,19 @@ def _outliers_clipped() -> float:
     return lost / power
 
 
-def _codec() -> Quantity:
+def _codec(signed: bool = True) -> Quantity:
     """Bytes with the meaning that they must have: one for each of 255, an error for two identifiers."""
-    form, right = OutlierVictimPairs(4, "tensor"), 0
+    form, right = OutlierVictimPairs(4, "tensor", signed=signed), 0
+    illegal = form.identifier * 17
     for byte in range(256):
         codes = np.array([byte & 15, byte >> 4], np.uint8)
         try:
             values = form.integers(codes)
         except BitwrightError:
-            right += byte == 0x88
+            right += byte == illegal
             continue
         again = form.encode(values.astype(np.float32), np.ones(1, np.float32))
-        right += bool((form.decode(again) == values).all() and byte != 0x88)
+        right += bool((form.decode(again) == values).all() and byte != illegal)
     return Quantity(100 * right / 256, "%", Evidence.EXECUTED, "decoded, encoded and decoded again")
 
 
@@ -248,8 +250,8 @@ def _network_claims() -> list[Claim]:
 
     def score(recipe: str, over: str | None = None) -> Callable[[], Quantity]:
         def measure() -> Quantity:
-            scores = olive_models.perplexities()
-            value = scores[recipe] / (1.0 if over is None else scores[over])
+            value = olive_models.recipe_perplexity(recipe)
+            value /= 1.0 if over is None else olive_models.recipe_perplexity(over)
             return Quantity(value, "" if over is None else "x", Evidence.EXECUTED, f"SmolLM2-135M, {recipe}")
 
         return measure
@@ -260,10 +262,19 @@ def _network_claims() -> list[Claim]:
             found.append(Claim("perplexity over that of FP32", f"{network}, {text}, {bits}",
                                published(figure / full, "x"), score(recipe, "FP32"), None,
                                "ours: SmolLM2-135M, a far smaller network with values of 600 deviations"))  # fmt: skip
-    found.append(Claim("perplexity over that of FP32", "requirement: W8A8 within 1 %, the search of the released code",
-                       published(1.0, "x", "requirement"), score("W8A8 pairs e4m3", "FP32"), 0.01,
-                       "two layers whose inputs reach 600 deviations in the first token lose their other values, and "
-                       "a search to 250 % makes victims of too many values"))  # fmt: skip
+    noise = (
+        "inputs of 15 to 80 deviations (830 in two layers) under one scale per tensor are rounded at some 30 dB, "
+        "whether outliers are coarse or make victims; without gate and up layers, or in blocks of 32, the loss is 1 %"
+    )
+    for recipe, reason in (
+        ("W8A8 pairs e4m3", "the search of the released code ends at 250 %, which makes victims of too many values; "),
+        ("W8A8 pairs e4m3, search to 1,000 %", ""),
+        ("W8A8 pairs, exponents chosen, search to 1,000 %", "2 to 4 exponent bits of outliers, by error; "),
+        ("W8A8 pairs e4m3, search to 1,000 %, gate and up in FP32", ""), ("W8A8 bfp16_32", ""),
+    ):  # fmt: skip
+        found.append(Claim("perplexity over that of FP32", f"requirement: 8 bits within 1 %; {recipe}",
+                           published(1.0, "x", "requirement"), score(recipe, "FP32"), 0.01, reason + noise,
+                           "lower"))  # fmt: skip
     for recipe in (*olive_models.RECIPES, *olive_models.BLOCK_FLOATS):
         bits, figure = ("4", 32.41) if recipe.startswith("W4") else ("8", 10.73)
         found.append(
@@ -288,6 +299,38 @@ def _network_claims() -> list[Claim]:
         found.append(Claim(f"{task}, BERT-base", f"W4A4; published FP32: {full}", published(figure, "%"), unavailable,
                            None))  # fmt: skip
     return found
+
+
+def _digits_claims() -> list[Claim]:
+    """A network without outliers, for contrast."""
+
+    def score(name: str) -> Callable[[], Quantity]:
+        def measure() -> Quantity:
+            found = olive_digits.contrast()
+            value = found["accuracy"][name] if name in found["accuracy"] else found[name]
+            text = f"small vision transformer on 8 x 8 digits, seeds {olive_digits.SEEDS}"
+            return Quantity(float(value), "" if name in found["accuracy"] else "sigma", Evidence.EXECUTED, text)
+
+        return measure
+
+    def gain(peer: str) -> Callable[[], Quantity]:
+        def measure() -> Quantity:
+            found = olive_digits.contrast()["accuracy"]
+            return Quantity(100 * (found["pairs"] - found[peer]), "%", Evidence.EXECUTED,
+                            f"points of accuracy over int4 {peer}; FP32 {found['FP32']:.4g}")  # fmt: skip
+
+        return measure
+
+    return [
+        Claim("largest value of a network without many outliers", f"published: ResNet-18; ours: digits ViT, {what}",
+              published(28, "sigma"), score(what), None, "a far smaller network; language models reach hundreds")
+        for what in ("largest weight", "largest input")
+    ] + [
+        Claim("accuracy gained by pairs without outliers", f"digits ViT, W4A4, over int4 {peer}",
+              published(0.0, "%", "expected: nothing to save where nothing is far out"), gain(peer), None,
+              "450 images, 0.2 points each, three seeds; the first layer's inputs take unsigned pairs")
+        for peer in ("clipped", "absmax")
+    ]  # fmt: skip
 
 
 def _statistics_claims() -> list[Claim]:
@@ -328,6 +371,8 @@ def claims() -> tuple[Claim, ...]:
     exact = [
         Claim("bytes with one meaning", "4-bit pairs, all 256, two identifiers refused", published(100, "%", _EXACT),
               _codec, 0.0),
+        Claim("bytes with one meaning", "unsigned 4-bit pairs, all 256, two identifiers refused",
+              published(100, "%", _EXACT), lambda: _codec(signed=False), 0.0),
         Claim("bytes per value", "4-bit pairs, even lengths", published(0.5, "B", _EXACT), _packed_size, 0.0),
         Claim("exponent-integer products equal to integer products", "4-bit pairs", published(100, "%", _EXACT),
               _datapath(4), 0.0),
@@ -338,4 +383,6 @@ def claims() -> tuple[Claim, ...]:
         Claim("wrong outputs of generated hardware", "decoders for all bytes, a 4 x 4 array on packed pairs",
               published(0, "", _EXACT), _rtl, 0.0),
     ]  # fmt: skip
-    return (*exact, *_statistics_claims(), *_decoder_claims(), *_machine_claims(), *_network_claims())
+    return (
+        *exact, *_statistics_claims(), *_digits_claims(), *_decoder_claims(), *_machine_claims(), *_network_claims()
+    )  # fmt: skip

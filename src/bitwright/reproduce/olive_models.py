@@ -13,7 +13,7 @@ from typing import Any
 from bitwright.compression.outlier_victim_pairs import PairSettings
 from bitwright.core import cache
 
-_VERSION = 1
+_VERSION = 2
 WINDOWS, WINDOW = 4, 512
 QUERIES = 64
 WIDE_SEARCH = (25, 1000, 5)
@@ -26,6 +26,11 @@ RECIPES: dict[str, tuple[int, int | None, PairSettings, tuple[str, ...]]] = {
     "W8A8 pairs e4m3, search to 1,000 %": (8, 8, PairSettings(search_percent=WIDE_SEARCH), ()),
     "W8A8 pairs e4m3, search to 1,000 %, two layers in FP32": (
         8, 8, PairSettings(search_percent=WIDE_SEARCH), MASSIVE),
+    "W8A8 pairs, exponents chosen, search to 1,000 %": (
+        8, 8, PairSettings(eight_bit_exponent=None, search_percent=WIDE_SEARCH), ()),
+    "W8A8 pairs e4m3, search to 1,000 %, gate and up in FP32": (
+        8, 8, PairSettings(search_percent=WIDE_SEARCH), ("feed_forward.gate", "feed_forward.up")),
+    "W8 pairs e4m3": (8, None, PairSettings(), ()),
     "W8A8 int8 absmax": (8, 8, PairSettings("absmax"), ()),
     "W8A8 int8 clipped": (8, 8, PairSettings("clipped"), ()),
     "W4A4 pairs": (4, 4, PairSettings(), ()),
@@ -41,38 +46,54 @@ BLOCK_FLOATS = {"W8A8 bfp16_32": "bfp16_32", "W4A4 bfp12_32": "bfp12_32"}
 
 @memory
 def perplexities() -> Mapping[str, float]:
-    """Perplexity of SmolLM2-135M by recipe and "FP32"; executed, cached by the weights and the text."""
+    """Perplexity of SmolLM2-135M by recipe and "FP32"; executed, each cached by the weights and the recipe."""
+    from bitwright.core.progress import progress
+
+    names = ("FP32", *RECIPES, *BLOCK_FLOATS)
+    with progress("Perplexity in outlier-victim pairs", len(names)) as advance:
+        found = {}
+        for name in names:
+            found[name] = recipe_perplexity(name)
+            advance(1)
+    return found
+
+
+@memory
+def recipe_perplexity(name: str) -> float:
+    """Of one recipe, of one of `BLOCK_FLOATS`, or of "FP32"."""
     from bitwright.models.load import weight_paths
 
     digests = [cache.file_digest(path) for path in weight_paths("smollm2-135m")]
-    inputs = {"version": _VERSION, "weights": digests, "windows": WINDOWS, "window": WINDOW,
-              "recipes": [*map(repr, RECIPES.items()), *BLOCK_FLOATS]}  # fmt: skip
-    found: Mapping[str, float] = cache.get_or_compute("olive-perplexity", inputs, _perplexities)
+    recipe = repr(RECIPES.get(name, BLOCK_FLOATS.get(name)))
+    inputs = {"version": _VERSION, "weights": digests, "windows": WINDOWS, "window": WINDOW, "recipe": recipe}
+    found: float = cache.get_or_compute("olive-perplexity", inputs, lambda: _perplexity(name))
     return found
 
 
-def _perplexities() -> dict[str, float]:
-    from bitwright.compression.outlier_victim_pairs import apply
-    from bitwright.core.progress import progress
-    from bitwright.models.format_execution import FormatAssignment, execute_in
+@memory
+def _decoder_and_texts() -> tuple[Any, Any, Any]:
+    """SmolLM2-135M, ids of the text that is scored, ids of the other one that calibrates."""
     from bitwright.models.load import load
-    from bitwright.models.perplexity import packaged_text, perplexity, read_text, text_ids
+    from bitwright.models.perplexity import packaged_text, read_text, text_ids
 
     loaded = load("smollm2-135m")
-    plain = loaded.decoder
     ids = text_ids(loaded.text_tokenizer, packaged_text("kjv-kings.txt"), WINDOWS * WINDOW + 1)
-    other = text_ids(loaded.text_tokenizer, read_text(), WINDOW)
-    found = {"FP32": perplexity(plain, ids, window=WINDOW).value}
-    with progress("Perplexity in outlier-victim pairs", len(RECIPES) + len(BLOCK_FLOATS)) as advance:
-        for name, (weights, activations, settings, kept) in RECIPES.items():
-            run = None if activations is None else lambda model: model.hidden_states(other[None])
-            made, _ = apply(plain, weights, activations, run, settings, keep_float=("lm_head", *kept))
-            found[name] = perplexity(made, ids, window=WINDOW).value
-            advance(1)
-        for name, form in BLOCK_FLOATS.items():
-            found[name] = perplexity(execute_in(plain, FormatAssignment(form, form)), ids, window=WINDOW).value
-            advance(1)
-    return found
+    return loaded.decoder, ids, text_ids(loaded.text_tokenizer, read_text(), WINDOW)
+
+
+def _perplexity(name: str) -> float:
+    from bitwright.compression.outlier_victim_pairs import apply
+    from bitwright.models.format_execution import FormatAssignment, execute_in
+    from bitwright.models.perplexity import perplexity
+
+    model, ids, other = _decoder_and_texts()
+    if name in BLOCK_FLOATS:
+        model = execute_in(model, FormatAssignment(BLOCK_FLOATS[name], BLOCK_FLOATS[name]))
+    elif name != "FP32":
+        weights, activations, settings, kept = RECIPES[name]
+        run = None if activations is None else lambda network: network.hidden_states(other[None])
+        model, _ = apply(model, weights, activations, run, settings, keep_float=("lm_head", *kept))
+    return perplexity(model, ids, window=WINDOW).value
 
 
 @memory

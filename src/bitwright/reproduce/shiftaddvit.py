@@ -1,4 +1,7 @@
-"""System 54: ShiftAddViT, a mixture of multiplication primitives (arXiv 2306.06446): exactness, gates, conversion."""
+"""System 54: ShiftAddViT, a mixture of multiplication primitives (arXiv 2306.06446): exactness, gates, conversion.
+
+Energy and latency are in `shiftaddvit_costs`; speed on a processor is measured by benchmarks/shift_and_add.py.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +18,34 @@ from bitwright.core.quantity import Evidence, Quantity
 from bitwright.engine.libraries import find_library
 from bitwright.engine.mixed_precision_units import accumulating_apart, array_multiplier
 from bitwright.engine.standalone_units import integer_multiplier, product, unit_gates
-from bitwright.models.multiplication_conversion import accuracy, convert_in_stages, shift_share
+from bitwright.kernels.shift_and_add import matadd, matshift, pack_mask, pack_shifts
+from bitwright.models.multiplication_conversion import accuracy, convert_in_stages, packed, shift_share
 from bitwright.reproduce.claims import Claim
 from bitwright.reproduce.handwritten_digits import TESTED, handwritten_digits
+from bitwright.reproduce.shiftaddvit_costs import cost_claims
 
 STATUS = "started"
 ENTRY_POINTS = (
     "bitwright.arithmetic.shift_and_add.shift_matmul",
     "bitwright.arithmetic.shift_and_add.masked_sums",
+    "bitwright.kernels.shift_and_add.matshift",
+    "bitwright.kernels.shift_and_add.matadd",
     "bitwright.models.multiplication_primitives.ShiftLinear",
     "bitwright.models.multiplication_primitives.BinaryLinearAttention",
     "bitwright.models.multiplication_primitives.MixtureOfPrimitives",
     "bitwright.models.multiplication_conversion.convert_in_stages",
+    "bitwright.models.multiplication_conversion.packed",
+    "bitwright.models.multiplication_energy.network_energy",
 )
 _REFERENCE = "reference mappings with open tools, OSU018, independent of this package and not of the paper"
+_ROUNDED = "activations are rounded down to 16.16 bits"
+_SAME = "the same layers with weights rebuilt as powers of two"
 _EXACT = "follows from the definitions of arXiv 2306.06446"
 # area and area efficiency (area x period) over the INT8 multiply-accumulate
 GATES = {"int8*shift3": (0.62, 2.2), "int8*mask": (0.52, 4.1)}
 LIBRARIES = ("osu018", "predictive-28nm")
 SEEDS = (0, 1, 2)
+NATIVE = ("additive", "mixture", "shift")  # stages that are also executed with integer shifts and packed codes
 _BUILT = "the reference keeps the accumulator's adder apart from the product on both sides; a tool merges that of INT8"
 
 
@@ -54,21 +66,26 @@ def element_ratio(name: str, library: str, apart: bool, what: str) -> Quantity:
 
 
 def exact_primitives() -> tuple[int, int]:
-    """Shift products and masked sums that equal integer arithmetic, and how many were tried."""
+    """Shift products and masked sums, in numpy and native, that equal integer arithmetic, and how many were tried."""
     rng, right = np.random.default_rng(0), 0
     x = rng.integers(-(1 << 31), 1 << 31, (6, 50))
     for power in range(-14, 1):
         exponent, sign = np.full((50, 4), power), rng.integers(-1, 2, (50, 4))
-        right += bool((shift_matmul(x, exponent, sign) == (x >> -power) @ sign).all())
-    mask, v = rng.integers(0, 2, (9, 50)), rng.integers(-(1 << 20), 1 << 20, (50, 5))
-    right += bool((masked_sums(mask, v) == mask @ v).all())
-    return right, 16
+        expected = (x >> -power) @ sign
+        right += bool((shift_matmul(x, exponent, sign) == expected).all())
+        right += bool((matshift(x, pack_shifts(exponent.T, sign.T)) == expected).all())
+    query, key = rng.integers(0, 2, (2, 50, 9))
+    v = rng.integers(-(1 << 20), 1 << 20, (50, 5))
+    for both in (masked_sums(query, masked_sums(key.T, v)), matadd(pack_mask(query), matadd(pack_mask(key.T), v))):
+        right += bool((both == (query @ key.T) @ v).all())  # the linear order, against the quadratic one
+    return right, 32
 
 
 @memory
 def conversion(seed: int) -> Mapping[str, float]:
     """Accuracy on 450 handwritten digits of a small vision transformer after every stage of the conversion, and the
-    share of tokens that the mixture's routers send to shifting experts ("shift share"). Executed, cached."""
+    share of tokens that the mixture's routers send to shifting experts ("shift share"); "<stage>, native" with integer
+    shifts and packed codes in native code. Executed, cached."""
 
     def compute() -> dict[str, float]:
         pixels, labels = (torch.from_numpy(each) for each in handwritten_digits(seed))
@@ -77,11 +94,14 @@ def conversion(seed: int) -> Mapping[str, float]:
         try:
             made = convert_in_stages(images[TESTED:], labels[TESTED:], seed)
             found = {stage: accuracy(model, images[:TESTED], labels[:TESTED]) for stage, model in made.items()}
-            return {**found, "shift share": shift_share(made["mixture"], images[:TESTED])}
+            share = shift_share(made["mixture"], images[:TESTED])
+            for stage in NATIVE:
+                found[f"{stage}, native"] = accuracy(packed(made[stage]), images[:TESTED], labels[:TESTED])
+            return {**found, "shift share": share}
         finally:
             torch.set_num_threads(threads)
 
-    inputs = {"version": 1, "seed": seed, "torch": torch.__version__}
+    inputs = {"version": 2, "seed": seed, "torch": torch.__version__}
     found: Mapping[str, float] = cache.get_or_compute("multiplication-conversion", inputs, compute)
     return found
 
@@ -102,6 +122,9 @@ def conversion_claims() -> list[Claim]:
     where = "small vision transformer, handwritten digits, mean of three seeds"
     more = "the paper says of shifts in MLPs alone that they lose accuracy; no figure was read"
 
+    def ratio(stage: str, other: str) -> Callable[[], Quantity]:
+        return lambda: _mean(lambda found: found[stage] / found[other], "x")
+
     def published(value: float, unit: str, text: str) -> Quantity:
         return Quantity(value, unit, Evidence.PUBLISHED, text)
 
@@ -109,6 +132,8 @@ def conversion_claims() -> list[Claim]:
         *(Claim(f"accuracy kept, {stage}", where, published(1.0, "x", paper), kept(stage), 0.02, "", "higher")
           for stage in ("additive", "mixture")),
         Claim("accuracy kept, shift only", where, published(1.0, "x", more), kept("shift"), None, more),
+        *(Claim(f"accuracy of integer shifts and packed codes, {stage}", where, published(1.0, "x", _SAME),
+                ratio(f"{stage}, native", stage), 0.01, _ROUNDED) for stage in NATIVE),
         Claim("tokens that shift, latencies 6 to 4", where,
               published(60, "%", "inversely proportional to latency: arXiv 2306.06446, balance loss"),
               lambda: _mean(lambda found: 100 * found["shift share"], "%"), 5 / 60),
@@ -116,18 +141,18 @@ def conversion_claims() -> list[Claim]:
 
 
 def claims() -> tuple[Claim, ...]:
-    """What is exact, elements in gates, and the conversion of a small network. Kernels and energy of whole networks are
-    not measured yet."""
+    """What is exact, elements in gates, the conversion of a small network, energy and latency of the published ones."""
 
     def exact() -> Quantity:
         right, tried = exact_primitives()
         return Quantity(100 * right / tried, "%", Evidence.EXECUTED, f"{right} of {tried}")
 
     found = [
-        Claim("primitives equal to integer arithmetic", "every exponent from -14 to 0, negative inputs, masked sums",
+        Claim("primitives equal to integer arithmetic",
+              "numpy and native, every exponent from -14 to 0, negative inputs, masked sums in linear order",
               Quantity(100, "%", Evidence.PUBLISHED, _EXACT), exact, 0.0),
     ]  # fmt: skip
-    found += conversion_claims()
+    found += conversion_claims() + cost_claims()
     for library in LIBRARIES:
         for name, (area, efficiency) in GATES.items():
             for apart in (True, False):

@@ -76,7 +76,7 @@ def exact_widths(k: int = 8) -> tuple[int, int]:
 def _holds(nest: Nest, a: Integers, b: Integers) -> bool:
     """Whether a nest gives the product; refusing a K that its states do not hold is not giving it."""
     try:
-        return bool((run(nest, a, b) == a @ b).all())
+        return bool((run(nest, a, b, modular=True) == a @ b).all())
     except IllegalTransformation:
         return False
 

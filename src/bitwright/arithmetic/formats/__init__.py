@@ -60,7 +60,7 @@ GRAMMAR = (
     "zero points), bipolar4/row (1 to 8 bits, odd integers), shift5/row (powers of two of 3 to 6 bits), "
     f"{', '.join(FLOATS)} (scales as above, or /none), {', '.join(MICROSCALING)} (blocks of 32, or as in mxfp4_16), "
     "bfp12_32 (4-bit integers and an 8-bit exponent per 32), ovp4 and ovp8 (outlier-victim pairs, scales as above; "
-    "with ovp4_flint, ovp8_e4m3, ovp4_left, ovp4_bias3 for other values)"
+    "with ovp4_flint, ovp4_unsigned, ovp8_e4m3, ovp4_left, ovp4_bias3 for others)"
 )
 
 

@@ -7,10 +7,14 @@ is. Of two outliers the larger survives (`keep="left"`: the left one, as in the 
 when the nearest value of both grids together is an outlier's; ties go to the smaller magnitude, between integers to
 the even one.
 
+Tensors that are never negative (after ReLU or softmax) may use the sign bit for another one of the value: normal values
+are 0 to 2^bits - 2, the identifier is 2^bits - 1, negative values become 0, and outliers have one mantissa bit more.
+
 abfloat: a sign, e exponent bits and m mantissa bits, (2^m + mantissa) << (exponent + bias) in units of the normal
 values. The lowest code is not used. The bias is the smallest one that leaves all others beyond the normal values: +-12
 to 96 beside 4-bit integers, +-24 to 192 beside flint, +-132 to 2016 (e2m5, as in the released code) or +-144 to 2^15
-(e4m3, as in the paper; cut there, so that a product of two fits 32 bits) beside 8-bit integers.
+(e4m3, as in the paper; cut there, so that a product of two fits 32 bits) beside 8-bit integers; 20 to 192 and 260 to
+4032 (e2) beside unsigned integers, whose highest code would be an identifier.
 
 A decoder emits pairs <exponent, integer>, whose products are <a + c, b * d>; 8-bit codes are two such pairs, <4 + e, h>
 and <e, l> with 4-bit h and l, so that four products of 4 bits make one of 8.
@@ -22,6 +26,7 @@ quantiser, 75 to 250 percent of |mean| + 3 deviations in steps of 2.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -47,9 +52,10 @@ class OutlierVictimPairs:
     """Pairs of `bits`-bit codes, one scale per tensor, row or group (of an even size), found by least squares.
 
     `exponent_bits` and `bias` are those of outliers (None: see the module). An odd last axis is filled up with a zero,
-    unless `pad` is false. `search_percent` are the scales tried, as in `range`. Raises InputError for other than 4 or 8
-    bits, odd groups, no scale, 8-bit flint, exponents without a mantissa, an empty search, and biases that put outliers
-    among the normal values or beyond `LARGEST`.
+    unless `pad` is false. `search_percent` are the scales tried, as in `range`. Not `signed`, negative values become 0.
+    Raises InputError for other than 4 or 8 bits, odd groups, no scale, flint of 8 bits or without a sign (its values
+    take all 16 codes), exponents without a mantissa, an empty search, and biases that put outliers among the normal
+    values or beyond `LARGEST`.
     """
 
     bits: int = 4
@@ -60,6 +66,7 @@ class OutlierVictimPairs:
     bias: int | None = None
     pad: bool = True
     search_percent: tuple[int, int, int] = SEARCH
+    signed: bool = True
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -68,9 +75,10 @@ class OutlierVictimPairs:
             raise InputError(f"Outlier-victim pairs need scales, over groups of even size; not {self.granularity!r}.")
         if self.keep not in ("larger", "left"):
             raise InputError(f"Of two outliers the larger or the left one is kept, not {self.keep!r}.")
-        if self.normal not in ("int", "flint") or (self.normal == "flint" and self.bits != 4):
-            raise InputError(f"Normal values of {self.bits} bits are int{' or flint' * (self.bits == 4)}, "
-                             f"not {self.normal!r}.")  # fmt: skip
+        flint = self.bits == 4 and self.signed
+        if self.normal not in ("int", "flint") or (self.normal == "flint" and not flint):
+            raise InputError(f"Normal values of {self.bits} bits{'' if self.signed else ' without a sign'} are int"
+                             f"{' or flint' * flint}, not {self.normal!r}.")  # fmt: skip
         most = min(4, self.bits - 2)
         if not 1 <= self.exponent_bits <= most:
             raise InputError(f"Outliers of {self.bits} bits have 1 to {most} exponent bits, not {self.exponent_bits}.")
@@ -90,7 +98,7 @@ class OutlierVictimPairs:
     def name(self) -> str:
         """For example "ovp4/row", "ovp4_flint/tensor", "ovp8_e4m3/row"."""
         own = replace(self, bias=None)
-        parts = [f"ovp{self.bits}"]
+        parts = [f"ovp{self.bits}", *(["unsigned"] * (not self.signed))]
         parts += ["flint"] * (self.normal == "flint") + ["left"] * (self.keep == "left")
         parts += [f"e{self.exponent_bits}m{self.mantissa_bits}"] * (self.exponent_bits != 2)
         parts += [f"bias{self.bias}"] * (self.bias != own.bias)
@@ -103,19 +111,25 @@ class OutlierVictimPairs:
 
     @property
     def operand(self) -> str | None:
-        """Decoded pairs of 4 bits as exponent and integer; pairs of 8 bits take four such products."""
+        """Decoded pairs of 4 bits as exponent and signed integer; pairs of 8 bits take four such products, unsigned
+        ones a multiplier that engines do not have."""
         highest = (1 << self.exponent_bits) - 1 + self.shift
-        return "ovp4" if self.bits == 4 and highest < 8 else None
+        return "ovp4" if self.bits == 4 and self.signed and highest < 8 else None
 
     @property
     def identifier(self) -> int:
         """The code of a victim."""
-        return 1 << (self.bits - 1)
+        return 1 << (self.bits - 1) if self.signed else (1 << self.bits) - 1
+
+    @property
+    def _magnitude(self) -> int:
+        """Mask of the bits that hold a magnitude."""
+        return (1 << (self.bits - self.signed)) - 1
 
     @property
     def mantissa_bits(self) -> int:
         """Of an outlier."""
-        return self.bits - 1 - self.exponent_bits
+        return self.bits - self.signed - self.exponent_bits
 
     @property
     def shift(self) -> int:
@@ -134,14 +148,13 @@ class OutlierVictimPairs:
         if self.normal == "flint":
             magnitude = np.array(_FLINT)[codes & 7]
             return np.asarray(np.where(codes > 8, -magnitude, magnitude * (codes < 8)), np.int64)
-        signed = (codes ^ self.identifier) - self.identifier
-        return np.asarray(np.where(codes == self.identifier, 0, signed), np.int64)
+        values = (codes ^ self.identifier) - self.identifier if self.signed else codes
+        return np.asarray(np.where(codes == self.identifier, 0, values), np.int64)
 
     @cached_property
     def outliers(self) -> NDArray[np.int64]:
-        """What the code of an outlier means, (2^bits,); 0 for the lowest, which is not used."""
-        codes = np.arange(1 << self.bits)
-        exponent, integer = self._outlier_parts(codes)
+        """What the code of an outlier means, (2^bits,); 0 for the lowest, which is not used, and the identifier."""
+        exponent, integer = self._outlier_parts(np.arange(1 << self.bits))
         return np.asarray(integer << exponent, np.int64)
 
     @property
@@ -150,12 +163,12 @@ class OutlierVictimPairs:
         return int(self.outliers[self.outliers <= LARGEST].max())
 
     def _outlier_parts(self, codes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Exponent and signed integer of the codes of outliers; of the unused code 0 and 0."""
-        magnitude = codes.astype(np.int64) & (self.identifier - 1)
-        used = magnitude > 0
+        """Exponent and signed integer of the codes of outliers; of the unused code and the identifier 0 and 0."""
+        magnitude = codes.astype(np.int64) & self._magnitude
+        used = (magnitude > 0) & (codes != self.identifier)
         integer = (1 << self.mantissa_bits) + (magnitude & ((1 << self.mantissa_bits) - 1))
         exponent = np.where(used, (magnitude >> self.mantissa_bits) + self.shift, 0)
-        return exponent, np.where(used, np.where(codes >= self.identifier, -integer, integer), 0)
+        return exponent, np.where(used, np.where(codes > self._magnitude, -integer, integer), 0)
 
     def _normal_parts(self, codes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Exponent and signed integer of the codes of normal values."""
@@ -187,6 +200,7 @@ class OutlierVictimPairs:
         Raises InputError for NaN, infinities, scales that are not positive, and an odd last axis where `pad` is false.
         """
         real = base.finite(x, self.name)
+        real = real if self.signed else np.maximum(real, np.float32(0))
         missing = self._padded(real.shape[-1]) - real.shape[-1]
         if real.shape[-1] % 2 and not self.pad:
             raise InputError(f"{self.name}: pairs of a last axis of {real.shape[-1]}; make it even or allow padding.")
@@ -194,29 +208,34 @@ class OutlierVictimPairs:
         grouped = base.groups_of(filled, self.granularity, self.name)
         rows = grouped.reshape(-1, grouped.shape[-1])
         if scale is None:
-            flat = self.search(rows)[0]
+            flat = self.search(rows, errors=False)[0]
         else:
             flat = np.ascontiguousarray(scale, np.float32).reshape(-1)
             if flat.size != len(rows) or not (flat > 0).all() or not np.isfinite(flat).all():
                 raise InputError(f"{self.name}: expected {len(rows)} positive scales, got {flat.size}.")
         codes = np.empty(filled.size, np.uint8)
-        _native.outlier_victim_encode(np.ascontiguousarray(rows).reshape(-1), flat, *self._settings, codes)
+        values = np.ascontiguousarray(rows).reshape(-1)
+        _native.outlier_victim_encode(values, flat, *self._settings, self.identifier, codes)
         single = self.granularity == "tensor"
         return Encoded(codes.reshape(filled.shape), flat.reshape(()) if single else flat.reshape(grouped.shape[:-1]),
                        None, real.shape)  # fmt: skip
 
-    def search(self, rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def search(
+        self, rows: NDArray[np.float32], errors: bool = True, exhaustive: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The scale of least squared error for every row (rows, even size), of the candidates, and that error.
 
-        Rows of zeros get a scale as if their largest value were 1.
+        The same scale whether bounds leave out candidates or, `exhaustive`, every one is tried on every value. Without
+        `errors`, which take another rounding, none are returned: (0,). Rows of zeros get a scale as if their largest
+        value were 1.
         """
-        mean, deviation = rows.mean(axis=1, dtype=np.float64), rows.std(axis=1, dtype=np.float64)
-        reach = np.abs(mean) + 3 * deviation
-        reach = np.where(reach > 0, reach, 1.0) / self.top
-        found, error = np.empty(len(rows), np.float32), np.empty(len(rows), np.float64)
+        flat = np.ascontiguousarray(rows, np.float32).reshape(-1)
+        reach, found = np.empty(len(rows), np.float64), np.empty(len(rows), np.float32)
+        error = np.empty(len(rows) if errors else 0, np.float64)
+        _native.outlier_victim_reach(flat, 3.0, reach)
         _native.outlier_victim_search(
-            np.ascontiguousarray(rows, np.float32).reshape(-1), reach,
-            np.arange(*self.search_percent, dtype=np.float64), *self._settings, found, error,
+            flat, np.where(reach > 0, reach, 1.0) / self.top, np.arange(*self.search_percent, dtype=np.float64),
+            *self._settings, exhaustive, found, error,
         )  # fmt: skip
         return found, error
 
@@ -296,15 +315,17 @@ def named_pairs(bits: int, options: str, granularity: Granularity) -> OutlierVic
         exponent, bias = re.fullmatch(r"e(\d)m(\d)", option), re.fullmatch(r"bias(\d+)", option)
         if option == "flint":
             chosen["normal"] = "flint"
+        elif option == "unsigned":
+            chosen["signed"] = False
         elif option == "left":
             chosen["keep"] = "left"
         elif bias:
             chosen["bias"] = int(bias[1])
-        elif exponent and int(exponent[1]) + int(exponent[2]) == bits - 1:
+        elif exponent and int(exponent[1]) + int(exponent[2]) == bits - ("_unsigned" not in options):
             chosen["exponent_bits"] = int(exponent[1])
         else:
-            raise InputError(f"Outlier-victim pairs of {bits} bits have options flint, left, e2m{bits - 3} and bias2, "
-                             f"not {option!r}.")  # fmt: skip
+            raise InputError(f"Outlier-victim pairs of {bits} bits have options flint, unsigned, left, e2m{bits - 3} "
+                             f"and bias2, not {option!r}.")  # fmt: skip
     return OutlierVictimPairs(bits, granularity, **chosen)
 
 
@@ -316,66 +337,39 @@ def adaptive_pairs(
 ) -> OutlierVictimPairs:
     """4-bit pairs with whichever normal values, integers or flint, round x with the smaller squared error after both
     searched their scales (one type for the whole tensor)."""
-    made = [OutlierVictimPairs(4, granularity, keep, "int", search_percent=search_percent)]
-    made.append(replace(made[0], normal="flint", bias=None))
-    errors = [base.error_statistics(form, x).relative_mse for form in made]
-    return made[int(errors[1] < errors[0])]
+    made = OutlierVictimPairs(4, granularity, keep, "int", search_percent=search_percent)
+    return best_pairs([made, replace(made, normal="flint", bias=None)], x)[0]
 
 
-def clipping_search(rows: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+def best_pairs(choices: Sequence[OutlierVictimPairs], x: Array) -> tuple[OutlierVictimPairs, Encoded]:
+    """The first format of least squared error over all of x, each with its own best scales, and x in it."""
+    real, _ = base.as_numpy(x)
+    least, best = np.inf, None
+    for form in choices:
+        encoded = form.encode(x)
+        if len(choices) == 1:
+            return form, encoded
+        error = float(np.square(form.decode(encoded) - real, dtype=np.float64).sum())
+        if error < least:
+            least, best = error, (form, encoded)
+    if best is None:
+        raise InputError("No format to choose from, or errors that are not finite.")
+    return best
+
+
+def clipping_search(rows: NDArray[np.float32], bits: int, exhaustive: bool = False) -> NDArray[np.float32]:
     """The scale (rows,) of least squared error for plain integers of `bits` bits: 2 to 100 percent of the one that maps
-    a row's largest magnitude to the top of the range."""
+    a row's largest magnitude to the top of the range; `exhaustive` as in `OutlierVictimPairs.search`."""
     top = float((1 << (bits - 1)) - 1)
     largest = np.abs(rows).max(axis=1).astype(np.float64)
-    found, error = np.empty(len(rows), np.float32), np.empty(len(rows), np.float64)
+    found = np.empty(len(rows), np.float32)
     even = np.pad(rows, [(0, 0), (0, rows.shape[1] % 2)])
     _native.outlier_victim_search(
         np.ascontiguousarray(even, np.float32).reshape(-1), np.where(largest > 0, largest, 1.0) / top,
         np.arange(100, 0, -2, dtype=np.float64), bits, 1, _UNREACHED, top, 2.0 ** (_UNREACHED + 3),
-        False, False, found, error,
+        False, False, exhaustive, found, np.empty(0),
     )  # fmt: skip
     return found
-
-
-def exponent_integer_matmul(
-    a_format: OutlierVictimPairs, a: NDArray[Any], b_format: OutlierVictimPairs, b: NDArray[Any]
-) -> NDArray[np.int64]:
-    """Sums over k of products <e_a + e_b, i_a * i_b> of codes a (m, even k) and b (n, even k): int64 (m, n), exact.
-
-    The multipliers see only the 4-bit integers; products that share an exponent are added before they are shifted.
-    Raises InputError for other shapes, and as `OutlierVictimPairs.integers`.
-    """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise InputError(f"Codes (m, k) and (n, k) asked for; got {a.shape} and {b.shape}.")
-    total = np.zeros((len(a), len(b)), np.int64)
-    for e_a, i_a in a_format.exponent_integers(a):
-        for e_b, i_b in b_format.exponent_integers(b):
-            for one in np.unique(e_a):
-                for two in np.unique(e_b):
-                    products = base.exact_product(np.where(e_a == one, i_a, 0), np.where(e_b == two, i_b, 0))
-                    total += products << int(one + two)
-    return total
-
-
-def packed_matmul(
-    a_format: OutlierVictimPairs,
-    a: NDArray[np.uint8],
-    a_shape: tuple[int, int],
-    b_format: OutlierVictimPairs,
-    b: NDArray[np.uint8],
-    b_shape: tuple[int, int],
-) -> NDArray[np.float32]:
-    """a (m, k) @ b (n, k)^T from packed bytes with scales per tensor or row, float32: integer sums, then the scales.
-
-    Raises InputError for scales per group, and as `OutlierVictimPairs.unpack` and `exponent_integer_matmul`.
-    """
-    left, right = a_format.unpack(a, a_shape), b_format.unpack(b, b_shape)
-    for item in (left, right):
-        if item.scale.ndim and item.scale.shape[-1] != 1:
-            raise InputError("A product of packed pairs takes scales per tensor or row; use formats.matmul for groups.")
-    sums = exponent_integer_matmul(a_format, left.codes, b_format, right.codes)
-    rows, columns = (item.scale.reshape(-1, 1) if item.scale.ndim else item.scale for item in (left, right))
-    return (sums.astype(np.float64) * rows * columns.T).astype(np.float32)
 
 
 @dataclass(frozen=True)

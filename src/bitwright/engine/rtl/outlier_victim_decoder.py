@@ -33,7 +33,12 @@ DECODER, ARRAY = "outlier_victim_decoder", "outlier_victim_array"
 
 
 def exponent_bits(form: OutlierVictimPairs) -> int:
-    """Bits of a word's exponent; 3 for 4-bit pairs, whose words are those of "ovp4"."""
+    """Bits of a word's exponent; 3 for 4-bit pairs, whose words are those of "ovp4".
+
+    Raises InputError for unsigned pairs, which have no decoder in hardware.
+    """
+    if not form.signed:
+        raise InputError(f"{form.name}: the decoder is that of signed pairs; unsigned ones run in software only.")
     used = form.outliers[(form.outliers > 0) & (form.outliers <= form.largest)]
     highest = (int(used.max()).bit_length() - 1) - form.mantissa_bits
     return max(3, highest.bit_length())
