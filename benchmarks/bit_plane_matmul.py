@@ -1,4 +1,5 @@
-"""Bit-plane products beside int8 and float32 products of PyTorch, interleaved in one run, and what the costs predict.
+"""Bit-plane products beside int8 and float32 products of PyTorch and 4-bit weights in ONNX Runtime, interleaved in one
+run, and what the costs predict.
 
     python benchmarks/bit_plane_matmul.py [--threads 1 2] [--repeats 9]
 
@@ -14,13 +15,13 @@ import argparse
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from late_dequantisation import K, N, onnx_runtime, times
 
+from bitwright.arithmetic.late_dequantisation import quantise_weights
 from bitwright.core.files import write_json
 from bitwright.kernels.bit_plane_cost import bit_plane_cost, crossing, crossover_pairs, dense_cost, measure_rates
 from bitwright.kernels.bit_plane_matmul import matmul, pack, tiling
@@ -29,19 +30,6 @@ RESULT = Path(__file__).parent / "results" / "bit_plane_matmul.json"
 SIZE = 4096
 ONE_BIT_WEIGHTS = [(1, q) for q in range(1, 9)]
 WIDTHS = (*ONE_BIT_WEIGHTS, (2, 2), (2, 8), (3, 4), (4, 4))
-
-
-def times(calls: dict[str, Any], repeats: int) -> dict[str, dict[str, Any]]:
-    """Median and least seconds of every call, one after the other, `repeats` times."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = perf_counter()
-            call()
-            found[name].append(perf_counter() - start)
-    return {name: {"median_s": median(each), "least_s": min(each)} for name, each in found.items()}
 
 
 def measure(columns: int, threads: int, repeats: int) -> dict[str, Any]:
@@ -55,6 +43,9 @@ def measure(columns: int, threads: int, repeats: int) -> dict[str, Any]:
         "torch int8": lambda: torch._int_mm(acts8, int8.t()),
         "torch float32": lambda: acts @ real.t(),
     }
+    session = onnx_runtime(quantise_weights(rng.normal(0, 0.02, (K, N)), group=128), threads, 4)
+    if session is not None and SIZE == K == N:
+        calls["ONNX Runtime MatMulNBits, 4 bits"] = lambda: session(acts.numpy())
     for p, q in WIDTHS:
         weights = pack(rng.integers(0, 1 << p, (SIZE, SIZE)).astype(np.uint8), p)
         codes = rng.integers(0, 1 << q, (columns, SIZE)).astype(np.uint8)
