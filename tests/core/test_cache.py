@@ -96,7 +96,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
 
 
-@pytest.mark.parametrize("damage", ["null", "{}", "[1]", '{"value": {}}', '{"value": null, "digest": "0"}', "VALUE"])
+@pytest.mark.parametrize(
+    "damage", ["null", "{}", "[" * 200000, "[1]", '{"value": {}}', '{"value": null, "digest": "0"}', "VALUE"]
+)
 def test_an_entry_of_another_shape_or_value_is_computed_again(folder, damage):
     compute, calls = count_calls({"area": 1.5, "parts": {"pe": 2}})
     cache.get_or_compute("gates", {"x": 1}, compute)
@@ -118,9 +120,10 @@ def test_whole_entries_are_read_back(value):
 
 def test_a_cache_that_cannot_be_used_is_refused_before_the_work(folder, monkeypatch):
     compute, calls = count_calls(1)
-    monkeypatch.setenv("BITWRIGHT_CACHE_LIMIT", "many")
-    with pytest.raises(InputError, match="BITWRIGHT_CACHE_LIMIT"):
-        cache.get_or_compute("gates", {"x": 1}, compute)
+    for limit in ("many", "-1 GiB"):
+        monkeypatch.setenv("BITWRIGHT_CACHE_LIMIT", limit)
+        with pytest.raises(InputError, match="BITWRIGHT_CACHE_LIMIT"):
+            cache.get_or_compute("gates", {"x": 1}, compute)
     monkeypatch.delenv("BITWRIGHT_CACHE_LIMIT")
     folder.parent.joinpath("file").write_text("")
     monkeypatch.setenv("BITWRIGHT_CACHE", str(folder.parent / "file"))

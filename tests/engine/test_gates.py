@@ -228,6 +228,11 @@ def real_libraries():
         (lambda text: re.sub(r"(?<!\w)area : [^;]*;", "", text, count=1), "cell '.*' has the area 0; expected more"),
         (lambda text: re.sub(r"(?<!\w)area : [^;]*;", "area : 0.0;", text), "cell '.*' has the area 0; expected more"),
         (lambda text: text.rstrip()[:-1] + text[text.index("cell (INV_X1)") :], "'INV_X1' stands in the library twice"),
+        (lambda text: re.sub(r"capacitance : [^;]*;", "", text), "input 'A' of cell '.*' has the capacitance 0 F"),
+        (lambda text: re.sub(r"(?<!_)capacitance : [^;]*;", "capacitance : -3;", text, count=1), "the capacitance -"),
+        (lambda text: re.sub(r"cell_leakage_power : [^;]*;", "", text), "has no cell_leakage_power"),
+        (lambda text: re.sub(r"cell_leakage_power : [^;]*;", "cell_leakage_power : -5;", text), "leakage is -5"),
+        (lambda text: text.replace("cell (NAND2_X1)", "cell (NAND2 X1)"), "no name of a cell"),
         (lambda text: text.replace("cell_rise", "retain_rise"), "no cell_rise and cell_fall tables"),
         (lambda text: re.sub(r'index_1 \("([^,"]*), *([^,"]*)', r'index_1 ("\2, \1', text), "does not rise throughout"),
         (lambda text: re.sub(r'values \( *"[^,"]*,', 'values ("nan,', text), "not finite"),
@@ -312,3 +317,12 @@ def test_an_element_is_mapped_alike_in_every_array():
 def test_a_part_that_is_not_there_is_named():
     with pytest.raises(InputError, match="no module 'pe'; it has mult, pair"):
         synthesise_array(MULTIPLIER, "pair", find_library("predictive-28nm"), parts=("pe",))
+
+
+def test_energy_of_a_library_without_energy_tables_is_not_guessed():
+    text = liberty_text(LIBRARY)
+    parse_liberty(text, "whole.lib").check_energy()
+    bare = parse_liberty(text.replace("internal_power", "other_power"), "bare.lib")
+    assert bare.mappable  # good enough for areas and delays
+    with pytest.raises(InputError, match="no internal_power tables"):
+        bare.check_energy()

@@ -240,7 +240,7 @@ def test_accumulators_of_32_bits_hold_every_layer():
     ("sequence", "changes", "message"),
     [
         ((), [("acc = accumulate(acc, p)", "acc = accumulate(acc, p, p)")], "does not compute A @ B"),
-        ((), [("encode(a)", "encode(b)")], "does not compute A @ B"),
+        ((), [("encode(a)", "encode(b)")], "encode takes the operand a"),
         ((), [("map(b, d[bw])", "map(a, d[bw])")], "does not compute A @ B"),
         ((), [("for kt in K:", "for kt in K step 2:")], r"'kt' steps by 2, .* visit 1 position"),
         ((), [("for kt in K:", "for kt in 2:")], r"visits 2 position\(s\) of K only"),
@@ -259,7 +259,7 @@ def test_accumulators_of_32_bits_hold_every_layer():
         ((), [("operand a: int8", "operand a: int40")], "signed words of at most 16 bits"),
         ((), [("operand a: int8", "operand a: uint8")], "signed words of at most 16 bits"),
         ((), [("operand b: int8", "state b: int8")], "signed words of at most 16 bits"),
-        (("opt1",), [("(pp[*], acc_s, acc_c)", "(pp[*], acc_s, acc_s)")], "does not compute A @ B"),
+        (("opt1",), [("(pp[*], acc_s, acc_c)", "(pp[*], acc_s, acc_s)")], "a running sum that reads it"),
         (("opt2",), [("par kb in 4:", "par kb in 4 step 2:")], "'kb' steps by 2"),
         (("opt4e",), [("par lane in 4 step 4:", "par lane in 4 step 3:")], "stands for two different|steps by 3"),
     ],
@@ -323,3 +323,70 @@ def test_what_stands_in_the_wrong_place_is_named(rule, sequence, changes, messag
     with pytest.raises(InputError, match=message) as raised:
         check(parse_nest(text))
     assert getattr(raised.value, "rule", rule) == rule
+
+
+@pytest.mark.parametrize(
+    ("sequence", "old", "new", "k"),
+    [
+        (("sign_free",), "state acc: int32", "state acc: int20", 12),  # its bias wraps, and is taken off at 32 bits
+        (("opt2",), "value acc_bw: int26", "value acc_bw: int15", 64),
+        (("opt2",), "value acc_weighted: int32", "value acc_weighted: int20", 64),
+        (("opt4e",), "value acc_bw: int26", "value acc_bw: int17", 256),
+    ],
+)
+def test_words_after_the_sum_over_k_must_hold_it(sequence, old, new, k):
+    nest = edited(apply(baseline(), *sequence), (old, new))
+    name = new.split()[1].removesuffix(":")
+    with pytest.raises(IllegalTransformation, match=rf"'{name}' has \d+ bits, too few for what sums over K = {k}"):
+        check(nest, k)
+    a, b = np.full((1, k), -128), np.full((k, 1), -128)
+    with pytest.raises(IllegalTransformation, match="too few"):
+        run(nest, a, b, modular=True)
+    deepest = largest_depth(nest, k)
+    for value in (-128, 127):  # and as far as it is said to hold, it does
+        a, b = np.full((1, deepest), value), np.full((deepest, 1), -128)
+        assert run(nest, a, b) == a @ b
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("map(b, d[bw])", "map(d[bw])", "map takes 2 and makes 1 or 2"),
+        ("shift(m[bw])", "shift()", "shift takes 1 or 2"),
+        ("value p: int16", "value p[zz]: int16", "'p' is kept for each 'zz'"),
+        ("value p: int16", "value p[kt]: int16", "'p' is kept for each 'kt'"),
+        ("value p: int16", "value p[bw]: int16", "a loop the step is not inside of"),
+        ("value m[bw]", "value m[bw, bw]", "names a loop twice"),
+        ("state acc: int32", "state acc[bw]: int32", "must be one word"),
+        ("operand a: int8", "operand a[bw]: int8", "has no word per 'bw'"),
+        ("result acc", "result a", "must be one word that a step makes"),
+        ("acc = clear()", "acc, a = clear()", "writes an operand"),
+        ("acc = clear()", "acc, p = clear()", "must be declared as a state"),
+        ("p = add(p_s, p_c)", "p, p = add(p_s, p_c)", "add takes 1 or more and makes 1"),
+        ("p_s, p_c = half_reduce(pp[*])", "p_s, p_s = half_reduce(pp[*])", "makes one word twice"),
+        ("acc = accumulate(acc, p)", "acc = register(p)", "a running sum that reads it"),
+        ("acc = accumulate(acc, p)", "acc = multiply(acc, p)", "only a running sum does"),
+        ("p = add(p_s, p_c)", "p = add(p_s, p_c)\n          p = add(p_s, p_c)", "a second time"),
+        ("p = add(p_s, p_c)", "p = register(p_s, p_c)", "one word of each"),
+        ("(os, mbe)", "(os)", "names no encoding|over bit weights"),
+    ],
+)
+def test_malformed_steps_are_named(old, new, message):
+    with pytest.raises(InputError, match=message):
+        check(edited(baseline(), (old, new)))
+
+
+def test_operands_are_read_inside_the_loops_that_number_them():
+    text = print_nest(gemm("os", 2, 2, encoding=None))
+    row = "        par np in 2:\n          p = multiply(a, b)\n"
+    assert row in text
+    moved = text.replace("      par mp in 2:\n", "      p = multiply(a, b)\n      par mp in 2:\n").replace(
+        row, "        par np in 2:\n"
+    )
+    with pytest.raises(IllegalTransformation, match="outside the loop 'mp', but reads a"):
+        check(parse_nest(moved))
+
+
+def test_too_many_positions_at_once_are_refused():
+    with pytest.raises(InputError, match="takes 8192 positions of K in one step"):
+        apply(gemm("os", 2, 2), "split kt 4096 kb", "split kt 2 kc")

@@ -96,7 +96,7 @@ def test_bad_input():
         TensorEngine(accumulator_bits=15)
     with pytest.raises(InputError, match="rows is 1, not 4"):
         _ = TensorEngine(4, 4, dataflow="ws", depth=4).nest
-    with pytest.raises(InputError, match="whole numbers >= 1"):
+    with pytest.raises(InputError, match=r"whole numbers of 1 to 2\^51"):
         cycles(TensorEngine(), 0, 1, 1)
     with pytest.raises(InputError, match="too large to count"):
         cycles(TensorEngine(), 10**7, 10**7, 10**7)
@@ -126,6 +126,9 @@ def test_a_sum_that_a_state_cannot_hold_is_not_counted():
         ({"columns": "4"}, "columns is '4'; expected a whole number"),
         ({"transformations": "opt1"}, r"a tuple of names such as \('opt1',\), not 'opt1'"),
         ({"transformations": (1,)}, "a tuple of names"),
+        ({"transformations": {"opt1"}}, "a tuple of names"),
+        ({"dataflow": None}, "dataflow is None; expected a name"),
+        ({"encoding": 5}, "encoding is 5; expected a name"),
     ],
 )
 def test_arguments_of_other_types_are_refused(options, message):
@@ -164,3 +167,9 @@ def test_one_bit_weight_at_a_time_reads_everything_once_per_pass(dataflow):
     tiles = results // (3 * 5 * 7)  # partial sums of weight-stationary tiles: written, and read but for the first
     assert serial.passes == 4
     assert buffer_accesses(serial, gemm_shape) == (4 * a, 4 * b, (4 * (tiles + 1) - 1) * 3 * 5 * 7)
+
+
+def test_extents_beyond_any_product_are_refused():
+    for extents in ((1 << 63, 1, 1), (1, (1 << 64) - 1, 1), (1, 1, (1 << 51) + 1)):
+        with pytest.raises(InputError, match=r"1 to 2\^51"):
+            cycles(TensorEngine(), *extents)

@@ -126,7 +126,7 @@ def test_reduce_apart_leaves_a_pair_behind_the_states():
     [
         (("pipeline a",), "operand"),
         (("split mt 2 kb",), "start with 'm'"),
-        (("split kt 1 kb",), "at least 2"),
+        (("split kt 1 kb",), "whole number of 2 to 4096"),
         (("split kt 2 kt",), "already has a loop"),
         (("split kt",), "expected `split INDEX FACTOR NAME`"),
         (("pipeline",), "names of the values"),

@@ -67,6 +67,8 @@ def test_points_share_gates_and_refusals_are_listed(tmp_path, monkeypatch):
         (("name: small", "name: small\nencoding: [gray]"), "gray"),
         (("[[], [opt1]]", "[opt1]"), r"transformations: expected a list of sequences, .* \[\[\], \[opt1\]"),
         (("name: small", "name: small\nname: smaller"), "line 3.* the key 'name' appears twice"),
+        (("name: small", "name: small\n1: 2"), "the key 1 is not text"),
+        (("name: small", "name: " + "[" * 3000), "nested too deeply|not valid YAML"),
         (("m: 64", "m: 100000000000000000000"), "products.0.m"),
     ],
 )

@@ -150,7 +150,6 @@ def transform(
     from bitwright.engine.legality import check
     from bitwright.engine.notation import parse_nest, print_nest
     from bitwright.engine.transformations import apply
-    from bitwright.engine.widths import check_depth
 
     try:
         text = sys.stdin.read() if str(nest) == "-" else nest.read_text()
@@ -160,7 +159,7 @@ def transform(
     check(given)
     made = apply(given, *transform)
     if k is not None:
-        check_depth(made, k)
+        check(made, k)
     _print(print_nest(made), "nest", output, as_json)
 
 

@@ -75,7 +75,7 @@ def _stored(path: Path) -> tuple[bool, Any]:
         if entry["digest"] == _value_digest(entry["value"]):
             os.utime(path)
             return True, entry["value"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return False, None
 
@@ -143,10 +143,14 @@ def clear(kind: str | None = None) -> int:
 
 
 def _limit() -> float:
+    text = os.environ.get("BITWRIGHT_CACHE_LIMIT", "2 GiB")
     try:
-        return parse_quantity(os.environ.get("BITWRIGHT_CACHE_LIMIT", "2 GiB"), "B")
+        limit = parse_quantity(text, "B")
     except InputError as error:
         raise InputError(f"BITWRIGHT_CACHE_LIMIT is no size: {error}") from None
+    if limit < 0:
+        raise InputError(f"BITWRIGHT_CACHE_LIMIT is {text}; expected a size of 0 B or more.")
+    return limit
 
 
 def _bound(limit: float) -> None:

@@ -13,6 +13,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """The data in a YAML text; `where` names it in errors. Raises InputError for malformed text and repeated keys."""
     try:
         return yaml.load(text, _UniqueKeys)
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply to read.") from None
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not valid YAML: {_explain_yaml(error)}") from None
 
@@ -29,7 +31,11 @@ class _UniqueKeys(yaml.SafeLoader):
                         "", node.start_mark, f"the key {key.value!r} appears twice", key.start_mark
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        for key in made:
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError("", node.start_mark, f"the key {key!r} is not text", node.start_mark)
+        return made
 
 
 def _explain_yaml(error: yaml.YAMLError) -> str:

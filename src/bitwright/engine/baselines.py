@@ -37,8 +37,9 @@ def gemm(
     sizes = {"rows": rows, "columns": columns, "depth": depth, "a_bits": a_bits, "b_bits": b_bits,
              "accumulator_bits": accumulator_bits}  # fmt: skip
     for what, size in sizes.items():
-        if not is_whole(size) or size < 1:
-            raise InputError(f"gemm: {what} is {size!r}; expected a whole number of at least 1.")
+        most = 64 if what.endswith("bits") else 1024
+        if not is_whole(size) or not 1 <= size <= most:
+            raise InputError(f"gemm: {what} is {size!r}; expected a whole number of 1 to {most}.")
     if dataflow not in REDUCED_IN_SPACE and depth != 1:
         raise InputError(f"Dataflow {dataflow!r} has no spatial K: its depth is 1, not {depth}.")
     if dataflow in ("ws", "tree") and rows != 1:

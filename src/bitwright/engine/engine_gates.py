@@ -300,6 +300,7 @@ def _part_gates(
     engine: TensorEngine, library: Library, objective: Objective, products: Sequence[tuple[Integers, Integers]]
 ) -> PartGates:
     """Of the engine as it is; its skew is known per register bit only."""
+    library.check_energy()
     report = synthesise_engine(engine, library, objective)
     small = small_engine(engine)
     period_s = report.period_s if small == engine else synthesise_engine(small, library, objective).period_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from bitwright.engine.nest import (
     steps,
     walk,
 )
+from bitwright.engine.step_forms import check_assignments, check_forms
 from bitwright.engine.widths import check_depth, largest_depth, state_values
 
 Integers = NDArray[np.int64]
@@ -74,16 +76,16 @@ def _primitives(nest: Nest) -> Mapping[Operation, Primitive]:
         table = _digit_table(str(nest.encoding), a_bits)
         return [table[words[0] + (1 << (a_bits - 1)), weight]]
 
-    def product(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
+    def whole_product(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
         bias = 0 if out[0].signed else 1 << (out[0].bits - 1)
         found = product_unit(nest.product).values(*words) if nest.product else words[0] * words[1]
         return [wrapped(found + np.int64(bias), out[0])]
 
     def multiple(words: Sequence[Any], weight: int, out: Sequence[Value]) -> list[Integers]:
         if len(out) == 1:
-            return product(words, weight, out)
+            return whole_product(words, weight, out)
         negative = np.asarray(words[1] < 0).astype(np.int64)
-        return [*product((words[0] * words[1] - negative, 1), weight, out), negative]
+        return [*whole_product((words[0] * words[1] - negative, 1), weight, out), negative]
 
     def shift(words: Sequence[Any], weight: Any, out: Sequence[Value]) -> list[Integers]:
         if isinstance(weight, _Visit):  # over non-zero digits: every row of A is at a bit weight of its own
@@ -115,7 +117,7 @@ def _primitives(nest: Nest) -> Mapping[Operation, Primitive]:
         return []
 
     return {
-        Operation.CLEAR: clear, Operation.ENCODE: encode, Operation.MAP: multiple, Operation.MULTIPLY: product,
+        Operation.CLEAR: clear, Operation.ENCODE: encode, Operation.MAP: multiple, Operation.MULTIPLY: whole_product,
         Operation.SHIFT: shift, Operation.HALF_REDUCE: half_reduce, Operation.ADD: add, Operation.ACCUMULATE: add,
         Operation.REGISTER: register, Operation.UNBIAS: unbias, Operation.SYNC: sync,
     }  # fmt: skip
@@ -170,12 +172,12 @@ class _Evaluation:
         digits = self.nest.words[str(loop.sparse)]
         place = digits.per.index(loop.index)
         groups: dict[tuple[int, ...], list[Integers]] = {}
-        for owner, key in sorted(self.words):
-            if owner == digits.name and all(
-                name == loop.index or name not in indices or indices[name] == at
-                for name, at in zip(digits.per, key, strict=True)
-            ):
-                groups.setdefault(key[:place] + key[place + 1 :], []).append(self.words[owner, key])
+        places = (
+            (indices[name],) if name in indices and name != loop.index else range(self.nest.extent(name))
+            for name in digits.per
+        )
+        for key in product(*places):
+            groups.setdefault(key[:place] + key[place + 1 :], []).append(self.words[digits.name, key])
         order: dict[tuple[int, ...], tuple[Integers, Integers]] = {}
         for other, found in groups.items():
             flags = np.stack(np.broadcast_arrays(*found)) != 0
@@ -221,8 +223,8 @@ def run(nest: Nest, a: ArrayLike, b: ArrayLike, pad: bool = True, modular: bool 
     (`widths.check_depth`).
     """
     left, right = operands(nest, a, b)
-    check_depth(nest, left.shape[1])
     check_product(nest)
+    check_depth(nest, left.shape[1])
     if not modular:
         _check_sums(nest, left, right)
     return _run(nest, left, right, pad)
@@ -272,6 +274,8 @@ def check_product(nest: Nest) -> None:
     and on random operands, over three steps of K (fewer where its states hold no more), and compared with numpy.
     """
     check_iteration_space(nest)
+    check_forms(nest)
+    check_assignments(nest)
     step = _step(nest)
     k = largest_depth(nest, 3 * step)
     if k < 1:
@@ -280,7 +284,14 @@ def check_product(nest: Nest) -> None:
         k = max(step, k - k % step)  # padding is not zero in every number format
     random = np.random.default_rng(0)
     a, b = (_extremes(random, nest, name, (10, k)) for name in ("a", "b"))
-    found, wanted = _run(nest, a, b.T, True), wrap(_reference(nest, a, b.T), nest.words[nest.result].bits)
+    try:
+        found = _run(nest, a, b.T, True)
+    except (KeyError, IndexError, ValueError, TypeError) as error:  # InputError is none of these
+        raise InputError(
+            f"Nest {nest.name!r} cannot be carried out ({type(error).__name__}: {error}): a step reads a word where "
+            "there is none, or one of another kind."
+        ) from None
+    wanted = wrap(_reference(nest, a, b.T), nest.words[nest.result].bits)
     if (found != wanted).any():
         row, column = np.argwhere(found != wanted)[0]
         shown = "..." * (k > 4)

@@ -9,6 +9,7 @@ from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
 from bitwright.engine.nest import Loop, Nest, loops
 
+_MOST_POSITIONS = 4096  # of K that one step takes
 _MOST_BITS = 16  # of operands; the same as `tensor_engine.TensorEngine`
 
 
@@ -67,6 +68,10 @@ def _check_tiles(nest: Nest, dimension: str) -> None:
         if loop.extent is None:
             return
         covered *= loop.extent
+        if dimension == "K" and covered > _MOST_POSITIONS:
+            raise InputError(
+                f"Nest {nest.name!r} takes {covered} positions of K in one step; the most is {_MOST_POSITIONS}."
+            )
     raise InputError(
         f"Nest {nest.name!r} visits {covered} position(s) of {dimension} only; its outermost loop over {dimension} "
         f"must run over all of it, as in `for {dimension.lower()}t in {dimension} step {covered}`."

@@ -18,7 +18,8 @@ from bitwright.engine.evaluate import check_product
 from bitwright.engine.iteration_space import check_iteration_space
 from bitwright.engine.nest import REDUCTIONS, Loop, Nest, Operation, Step, loops, placed_steps, steps
 from bitwright.engine.rules import IllegalTransformation
-from bitwright.engine.widths import carry_save_pairs, ranges, required_widths
+from bitwright.engine.step_forms import check_forms
+from bitwright.engine.widths import carry_save_pairs, check_depth, ranges, required_widths
 
 _SUMS = (*REDUCTIONS, Operation.ADD)
 
@@ -30,10 +31,12 @@ def check(nest: Nest, k: int | None = None) -> None:
     on extreme and random operands (`evaluate.check_product`), which does not depend on the rules.
     """
     check_iteration_space(nest)
+    check_forms(nest)
     check_rules(nest)
     _check_words(nest)
     check_product(nest)
     if k is not None:
+        check_depth(nest, k)
         for name, bits in required_widths(nest, k).items():
             if bits > nest.words[name].bits:
                 raise IllegalTransformation(
@@ -59,6 +62,10 @@ def check_rules(nest: Nest) -> None:
             raise IllegalTransformation(3, f"{step.outputs[0]!r} is summed by add; a running sum is accumulate.")
         if step.operation is Operation.HALF_REDUCE and len(step.outputs) != 2:
             raise IllegalTransformation(3, "half_reduce makes a pair: two words.")
+        if "a" in step.inputs:
+            rows = {loop.index for loop in loops(nest.body) if loop.dimension == "M"}
+            if missing := sorted(index for index in rows if not _open(index, outside)):
+                raise IllegalTransformation(5, f"{step.operation} stands outside the loop {missing[0]!r}, but reads a.")
         if step.operation in (Operation.MAP, Operation.MULTIPLY):
             missing = [
                 loop.index for loop in loops(nest.body)

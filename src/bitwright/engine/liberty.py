@@ -36,6 +36,7 @@ _STATEMENT = re.compile(
     re.X,
 )
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NAME = re.compile(r"[A-Za-z_][\w$.\[\]-]*")
 _PREFIX = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12, "f": 1e-15, "a": 1e-18, "k": 1e3}
 # Cells a mapper must not pick for plain logic, recognised by name where the library does not say so itself.
 _SPECIAL_NAME = re.compile(
@@ -228,8 +229,28 @@ class Library:
             self._check_usable(cell)
         return kept
 
+    def check_energy(self) -> None:
+        """Raise InputError for a library without energy tables, from which only the charging of nets could be had."""
+        if not any(pin.energy for name in self.mappable for pin in self.cell(name).pins.values()):
+            raise InputError(
+                f"Library {self.name} has no internal_power tables, so the energy of its cells is unknown; "
+                "only areas and delays can be had."
+            )
+
     def _check_usable(self, cell: Cell) -> None:
         advice = "Add what is missing, or mark the cell `dont_use : true;`."
+        if not _NAME.fullmatch(cell.name):
+            raise InputError(f"Library {self.name}: {cell.name!r} is no name of a cell; use letters, digits and _.")
+        group = self._groups[cell.name]
+        given = "cell_leakage_power" in group.attributes or "default_cell_leakage_power" in self._root.attributes
+        if not given and not any("value" in state.attributes for state in group.named("leakage_power")):
+            raise InputError(f"Library {self.name}: cell {cell.name!r} has no cell_leakage_power. {advice}")
+        for name in cell.inputs:
+            if not cell.pins[name].capacitance_f > 0:
+                raise InputError(
+                    f"Library {self.name}: input {name!r} of cell {cell.name!r} has the capacitance "
+                    f"{cell.pins[name].capacitance_f:g} F; expected more. {advice}"
+                )
         if not cell.area_um2 > 0:
             raise InputError(
                 f"Library {self.name}: cell {cell.name!r} has the area {cell.area_um2:g}; expected more. {advice}"
@@ -337,6 +358,8 @@ class Library:
                       for state in group.named("leakage_power") if "value" in state.attributes]  # fmt: skip
             default = _number(self._root.attributes.get("default_cell_leakage_power", "0"), "leakage", where)
             leakage = sum(states) / len(states) if states else default
+        if not 0 <= leakage < float("inf"):
+            raise InputError(f"{where}: its leakage is {leakage:g}; expected 0 or more.")
         pins = {}
         for pin_group in group.named("pin"):
             for pin_name in _unquote(pin_group.arguments).replace(",", " ").split():

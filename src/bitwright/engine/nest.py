@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import product
 from typing import Any
 
 from bitwright.core.errors import InputError
@@ -105,6 +106,8 @@ class Nest:
     words: Mapping[str, Value] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "body", tuple(self.body))
         object.__setattr__(self, "words", {value.name: value for value in self.values})
         if len(self.words) < len(self.values):
             names = [value.name for value in self.values]
@@ -201,13 +204,8 @@ def read(nest: Nest, name: str, words: Words, indices: Mapping[str, Any]) -> lis
     value = nest.words[name]
     if all(index in indices for index in value.per):
         return [words[name, position(value, indices)]]
-    found = sorted(
-        key
-        for owner, key in words
-        if owner == name
-        and all(index not in indices or indices[index] == at for index, at in zip(value.per, key, strict=True))
-    )
-    return [words[name, key] for key in found]
+    places = ((indices[index],) if index in indices else range(nest.extent(index)) for index in value.per)
+    return [words[name, key] for key in product(*places) if (name, key) in words]
 
 
 def walk(

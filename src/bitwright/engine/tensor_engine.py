@@ -75,12 +75,17 @@ class TensorEngine:
     multiplier: str = "booth"
 
     def __post_init__(self) -> None:
-        if self.dataflow not in DATAFLOWS:
-            raise UnknownNameError("dataflow", self.dataflow, DATAFLOWS)
-        if isinstance(self.transformations, str) or not all(isinstance(line, str) for line in self.transformations):
+        for what in ("dataflow", "encoding", "multiplier"):
+            if not isinstance(getattr(self, what), str):
+                raise InputError(f"Tensor engine: {what} is {getattr(self, what)!r}; expected a name.")
+        if not isinstance(self.transformations, tuple | list) or not all(
+            isinstance(line, str) for line in self.transformations
+        ):
             raise InputError(
                 f"Tensor engine: transformations are a tuple of names such as ('opt1',), not {self.transformations!r}."
             )
+        if self.dataflow not in DATAFLOWS:
+            raise UnknownNameError("dataflow", self.dataflow, DATAFLOWS)
         object.__setattr__(self, "transformations", tuple(self.transformations))
         if self.multiplier not in ("booth", "tool"):
             unit = product_unit(self.multiplier)
@@ -256,6 +261,6 @@ def buffer_accesses(engine: TensorEngine, gemm: Gemm) -> tuple[int, int, int]:
 
 def _extents(name: str, value: ArrayLike) -> NDArray[np.int64]:
     extents = np.asarray(value)
-    if not np.issubdtype(extents.dtype, np.integer) or (extents < 1).any():
-        raise InputError(f"Matrix product: {name} is {value!r}; expected whole numbers >= 1.")
+    if not np.issubdtype(extents.dtype, np.integer) or (extents < 1).any() or (extents > _MOST_WORK).any():
+        raise InputError(f"Matrix product: {name} is {value!r}; expected whole numbers of 1 to 2^51.")
     return extents.astype(np.int64)

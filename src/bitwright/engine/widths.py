@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from bitwright.arithmetic import encodings
 from bitwright.core.errors import InputError
 from bitwright.engine.format_products import product_unit
-from bitwright.engine.nest import Loop, Nest, Operation, Step, Value, placed_steps
+from bitwright.engine.nest import Loop, Nest, Operation, Step, Value, placed_steps, steps
 from bitwright.engine.rules import IllegalTransformation
 
 
@@ -253,23 +253,27 @@ def check_depth(nest: Nest, k: int) -> None:
     weight, would make it wrong even so, for the worst operands.
     """
     deepest = largest_depth(nest, k)
+    if deepest < k and (lost := _lost_word(nest, k)) and _states_hold(nest, k):
+        raise IllegalTransformation(
+            6,
+            f"{lost!r} has {nest.words[lost].bits} bits, too few for what sums over K = {k} leave in it, and is read "
+            f"at a greater width, so the result could be wrong. Declare it wider{_splitting(deepest)}.",
+        )
     if deepest < k:
         needed, result = required_widths(nest, k), nest.words[nest.result].bits
         name = next(name for name, bits in needed.items() if nest.words[name].bits < min(bits, result))
-        advice = f"or split K: up to {deepest} is safe" if deepest else "for not even one step of K is safe"
         raise IllegalTransformation(
             6,
             f"{name!r} has {nest.words[name].bits} bits; sums over K = {k} need {needed[name]}, so the result could be "
-            f"wrong. Give the accumulator more bits, {advice}.",
+            f"wrong. Give the accumulator more bits{_splitting(deepest)}.",
         )
 
 
 def largest_depth(nest: Nest, most: int) -> int:
     """The largest K up to `most` whose sums fit every state that is narrower than the result; 0 when none does."""
-    result = nest.words[nest.result].bits
 
     def fits(k: int) -> bool:
-        return all(nest.words[name].bits >= min(bits, result) for name, bits in required_widths(nest, k).items())
+        return _states_hold(nest, k) and _lost_word(nest, k) is None
 
     if fits(most):
         return most
@@ -278,6 +282,55 @@ def largest_depth(nest: Nest, most: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _splitting(deepest: int) -> str:
+    return f", or split K: up to {deepest} is safe" if deepest else ", for not even one step of K is safe"
+
+
+def _states_hold(nest: Nest, k: int) -> bool:
+    result = nest.words[nest.result].bits
+    return all(nest.words[name].bits >= min(bits, result) for name, bits in required_widths(nest, k).items())
+
+
+def _lost_word(nest: Nest, k: int) -> str | None:
+    """The first word whose true value is known modulo fewer bits than the result has; None when the result is right.
+
+    A word is exact when its range fits its width and what it is made of is exact, or is known modulo as many bits.
+    """
+    bounds, pairs = ranges(nest, k), carry_save_pairs(nest)
+    result = nest.words[nest.result].bits
+    exact = 1 << 10  # more bits than any word
+    known = {"a": exact, "b": exact}
+    lost: str | None = None
+    for step in steps(nest.body):
+        given = min((known[name] for name in step.inputs), default=exact)
+        for name in step.outputs:
+            value, bound = nest.words[name], bounds.get(name)
+            known[name] = min(value.bits, given)
+            if step.operation is Operation.CLEAR or (name in step.outputs[1:] and name not in pairs):
+                known[name] = exact  # a cleared state, or an increment
+            elif name not in pairs and given >= value.bits and bound is not None:
+                low, high = _shortened(bound, k)
+                apart = len(step.outputs) > 1  # the greatest multiple is one less: its increment is added apart
+                known[name] = exact if _fits(value, (low, high - apart)) else known[name]
+            if known[name] < result and name not in pairs and lost is None:
+                lost = name
+    return lost if known[nest.result] < result else None
+
+
+def _shortened(bound: Range, k: int) -> tuple[int, int]:
+    """The ends of a range without the zeros that fill K up."""
+    low, high = bound.free_low, bound.free_high
+    bias = bound.low - low
+    if bound.terms > k:
+        low, high = low * k // bound.terms, -(-high * k // bound.terms)
+    return low + bias, high + bound.high - bound.free_high
+
+
+def _fits(value: Value, ends: tuple[int, int]) -> bool:
+    low, high = -(1 << (value.bits - 1)) if value.signed else 0, (1 << (value.bits - value.signed)) - 1
+    return low <= ends[0] and ends[1] <= high
 
 
 def state_values(nest: Nest) -> tuple[Value, ...]:

@@ -9,6 +9,7 @@ from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.engine.nest import REDUCTIONS, Loop, Nest, Operation, Statement, Step, Value, loops, rewrite
 
 SUMS = (*REDUCTIONS, Operation.ADD)
+_MOST = 4096  # positions that a loop is cut into
 
 
 def position_loops(nest: Nest) -> list[Loop]:
@@ -71,9 +72,10 @@ def known_value(nest: Nest, name: str) -> str:
 
 
 def whole_number(what: str, value: str | int) -> int:
-    if not str(value).isdecimal() or int(value) < 2:
-        raise InputError(f"The {what} is {value!r}; expected a whole number of at least 2.")
-    return int(value)
+    text = str(value)
+    if not text.isascii() or not text.isdecimal() or not 2 <= int(text[:9]) <= _MOST:
+        raise InputError(f"The {what} is {value!r}; expected a whole number of 2 to {_MOST}.")
+    return int(text)
 
 
 def carries(nest: Nest, item: Statement) -> bool:
