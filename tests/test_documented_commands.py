@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "docs" / "engines.md", ROOT / "docs" / "loop-nest-to-gates.md", ROOT / "README.md")
-_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 _NEEDED = {"verify": "iverilog", "synthesise": None}
 _SLOW = ("verify", "synthesise")
 
@@ -41,10 +41,16 @@ def numbers(text):
     return _NUMBER.findall(text)
 
 
+def shows(item, number):
+    """Whether a number of a page is `number`, rounded as the page does."""
+    decimals = len(item.partition(".")[2])
+    return round(float(number.replace(",", "")), decimals) == float(item.replace(",", ""))
+
+
 def in_order(wanted, found):
-    """Whether the items of `wanted` occur in `found`, in that order."""
+    """Whether the numbers of `wanted` occur in `found`, in that order."""
     rest = iter(found)
-    return all(any(item == other for other in rest) for item in wanted)
+    return all(any(shows(item, other) for other in rest) for item in wanted)
 
 
 def cases():
@@ -63,6 +69,21 @@ def test_commands_print_what_the_documentation_shows(command, output, tmp_path):
     wanted = numbers(re.sub(r"^\(.*\)$", "", output, flags=re.M))  # what stands in brackets is left out
     assert wanted
     assert in_order(wanted, numbers(found)), (wanted, found)
+
+
+@pytest.mark.slow
+@pytest.mark.eda
+@pytest.mark.skipif(shutil.which("iverilog") is None, reason="iverilog is not installed")
+def test_the_python_of_the_walk_through_prints_what_its_comments_say(tmp_path):
+    page = (ROOT / "docs" / "loop-nest-to-gates.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    program = "\n".join(blocks)
+    assert program.count("print(") >= 3
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=900,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = "\n".join(re.findall(r"#(.*)$", program, re.M))
+    assert in_order(numbers(said), numbers(done.stdout)), (said, done.stdout)
 
 
 def test_there_are_commands_to_compare():

@@ -173,3 +173,8 @@ def test_extents_beyond_any_product_are_refused():
     for extents in ((1 << 63, 1, 1), (1, (1 << 64) - 1, 1), (1, 1, (1 << 51) + 1)):
         with pytest.raises(InputError, match=r"1 to 2\^51"):
             cycles(TensorEngine(), *extents)
+
+
+def test_arrays_that_are_not_square_read_each_operand_per_tile_of_the_other():
+    accesses = buffer_accesses(TensorEngine(2, 4), Gemm(1, 10, 12, 16))  # 5 row tiles, 3 column tiles
+    assert accesses == (3 * 10 * 16, 5 * 16 * 12, 10 * 12)

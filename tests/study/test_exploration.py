@@ -143,9 +143,10 @@ def test_a_fault_in_one_point_does_not_take_the_others(tmp_path, monkeypatch):
 def test_fronts_are_those_of_one_library_and_one_operand_width():
     """A point that another library or narrower operands beat is still on the front of its own."""
 
-    def point(library, bits, area):
+    def point(library, bits, area, b_bits=8):
         gates = EngineGates(library, {"pe": 1}, {"pe": area}, {"pe": 1e-12 * area}, 0.0, 0.0, 1e-9, 0.0, 1.0, "hand")
-        return Point(TensorEngine(1, 1, a_bits=bits, b_bits=8), library, gates, 10.0, 10)
+        return Point(TensorEngine(1, 1, a_bits=bits, b_bits=b_bits), library, gates, 10.0, 10)
 
     points = [point("x", 8, 4.0), point("x", 8, 5.0), point("y", 8, 2.0), point("x", 4, 1.0), point("x", 4, 3.0)]
-    assert [found.on_front for found in _with_front(points)] == [True, False, True, True, False]
+    points.append(point("x", 8, 4.5, 4))
+    assert [found.on_front for found in _with_front(points)] == [True, False, True, True, False, True]

@@ -173,7 +173,7 @@ def _check_weights(nest: Nest) -> None:
                     )
             if late:
                 lacking.update(step.outputs)
-            if late and any(name not in lacking and name not in step.outputs for name in step.inputs):
+            if late and any(name not in lacking for name in step.inputs):
                 raise IllegalTransformation(2, f"{step.operation} adds shifted to unshifted words.")
     if nest.result in lacking:
         raise IllegalTransformation(2, f"the result {nest.result!r} was never shifted.")
