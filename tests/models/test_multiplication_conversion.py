@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from bitwright.core.errors import BitwrightError, InputError
+from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
+from bitwright.models.binary_attention import BinaryLinearAttention, HashSettings
 from bitwright.models.multiplication_conversion import (
     SmallVisionTransformer,
     SoftmaxAttention,
     accuracy,
     additive,
     convert_in_stages,
+    fit_hashes,
     measured_latencies,
     mixture,
     mixtures,
@@ -19,12 +21,7 @@ from bitwright.models.multiplication_conversion import (
     shifting,
     train,
 )
-from bitwright.models.multiplication_primitives import (
-    BinaryLinearAttention,
-    MixtureOfPrimitives,
-    PackedShiftLinear,
-    ShiftLinear,
-)
+from bitwright.models.multiplication_primitives import MixtureOfPrimitives, PackedShiftLinear, ShiftLinear
 
 
 def stripes(count, seed=0):
@@ -73,6 +70,67 @@ def test_stages_replace_what_they_say():
         assert each(images).shape == (4, 10)
 
 
+HASHING = HashSettings(bits=8, supports=12, iterations=5, neighbours=4)
+
+
+def test_hashed_attention_is_fitted_and_packed():
+    torch.manual_seed(0)
+    model, (images, _) = SmallVisionTransformer(), stripes(20)
+    model.train()
+    linear = additive(model, "hash", images[:8], HASHING, sparse_above=0.02)
+    attention = [block.attention for block in linear.blocks]
+    assert all(bool(each.hash.fitted) and each.key is None and each.sparse_above == 0.02 for each in attention)
+    assert torch.equal(attention[0].query.weight, model.blocks[0].attention.query.weight)
+    assert linear.training
+    first = linear.blocks[
+        0
+    ].before_attention(  # what the first attention gets
+        model.embed(images[:8].unfold(1, 2, 2).unfold(2, 2, 2).reshape(8, 16, 4)) + model.positions
+    )
+    alone = BinaryLinearAttention(32, 2, quantiser="hash", hashing=HASHING)
+    alone.query.load_state_dict(attention[0].query.state_dict())
+    alone.fit_hash(first)
+    assert torch.allclose(alone.hash.projection, attention[0].hash.projection, atol=1e-5)
+    again = additive(model, "hash", images[:8], HASHING)
+    assert torch.equal(again.blocks[1].attention.hash.projection, attention[1].hash.projection)
+    other = additive(model, "hash", images[:8], HASHING, seed=1)
+    assert not torch.equal(other.blocks[1].attention.hash.projection, attention[1].hash.projection)
+    linear.eval()
+    assert torch.allclose(packed(linear)(images), linear(images), atol=1e-4)
+    with pytest.raises(InputError, match="give images"):
+        additive(model, "hash")
+    with pytest.raises(BitwrightError, match="no attention with a hash"):
+        fit_hashes(additive(model), images)
+
+
+def test_two_powers_in_a_network():
+    torch.manual_seed(0)
+    model = SmallVisionTransformer().eval()
+    images, _ = stripes(20)
+    one, two = shifting(model).eval(), shifting(model, 2).eval()
+    assert {each.terms for each in two.modules() if isinstance(each, ShiftLinear)} == {2}
+    exact = model(images)
+    assert (two(images) - exact).norm() < 0.5 * (one(images) - exact).norm()
+    assert (packed(two)(images) - two(images)).abs().max() < 2e-2
+    with pytest.raises(InputError, match="3 terms"):
+        shifting(model, 3)
+
+
+def test_variants_of_a_conversion(tmp_path):
+    images, labels = stripes(64)
+    made = convert_in_stages(images, labels, 0, 1, tmp_path, stages=("additive",), quantiser="hash", hashing=HASHING)
+    assert list(made) == ["multiply", "additive"]
+    more = convert_in_stages(images, labels, 0, 1, tmp_path, stages=("shift",), terms=2)
+    assert list(more) == ["multiply", "additive", "shift"]
+    names = ("multiply-0", "additive-hash-0", "additive-0", "shift-two-0")
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+    again = convert_in_stages(images, labels, 0, 1, tmp_path, stages=("additive",), quantiser="hash", hashing=HASHING)
+    assert torch.equal(made["additive"](images), again["additive"](images))
+    assert bool(again["additive"].blocks[1].attention.hash.fitted)
+    with pytest.raises(UnknownNameError):
+        convert_in_stages(images, labels, 0, 1, stages=("shifts",))
+
+
 def test_mixtures_start_near_the_layers_they_replace():
     torch.manual_seed(0)
     linear = additive(SmallVisionTransformer()).eval()
@@ -107,6 +165,10 @@ def test_latencies_are_measured():
     made = mixture(additive(SmallVisionTransformer()), (multiplying, shifting_layer))
     shares = next(mixtures(made)).shares
     assert shares[0] / shares[1] == pytest.approx(multiplying / shifting_layer, rel=1e-5)
+    asked = []
+    of_shape = mixture(SmallVisionTransformer(), lambda *shape: asked.append(shape) or (float(shape[0]), 1.0))
+    assert asked == [(32, 32)] * 4 + [(32, 64), (64, 32)] + [(32, 32)] * 4 + [(32, 64), (64, 32)]
+    assert of_shape.blocks[0].down.shares[0] == pytest.approx(64 / 65)
     with pytest.raises(InputError, match="0 tokens"):
         measured_latencies(16, 8, 0)
 

@@ -1,6 +1,5 @@
-"""Shift layers, binary attention and mixtures against integer arithmetic and hand-written gradients."""
+"""Shift layers and mixtures against integer arithmetic and hand-written gradients."""
 
-import copy
 import math
 
 import numpy as np
@@ -9,15 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bitwright.arithmetic.shift_and_add import masked_sums, shift_matmul, to_fixed_point
+from bitwright.arithmetic.shift_and_add import masked_sums, powers_of_two, shift_matmul, to_fixed_point
 from bitwright.core.errors import InputError, UnknownNameError
-from bitwright.models.multiplication_primitives import (
-    BinaryLinearAttention,
-    MixtureOfPrimitives,
-    PackedShiftLinear,
-    ShiftLinear,
-    binarise,
-)
+from bitwright.models.multiplication_primitives import MixtureOfPrimitives, PackedShiftLinear, ShiftLinear
 
 
 def test_shifts_are_arithmetic_for_every_exponent():
@@ -67,25 +60,8 @@ def test_native_layers_equal_the_rebuilt_ones():
     sums = shift_matmul(to_fixed_point(x.reshape(-1, 40).numpy()), exponent.T, sign.T)
     assert torch.equal(PackedShiftLinear(layer)(x), torch.from_numpy(sums / 65536).float().reshape(2, 3, 9))
     assert (PackedShiftLinear(layer)(x) - layer(x)).abs().max() < 2 * 40 / 65536
-    attention = BinaryLinearAttention(12, 3).eval()
-    native = copy.deepcopy(attention)
-    native.native = True
-    x = torch.randn(2, 70, 12)
-    assert torch.allclose(native(x), attention(x), atol=1e-5)
     with pytest.raises(InputError, match="NaN"):
         PackedShiftLinear(layer)(torch.full((1, 40), torch.nan))
-
-
-def test_codes_of_zeros_have_a_defined_result():
-    layer = BinaryLinearAttention(8, 2)
-    with torch.no_grad():
-        layer.query.weight.zero_(), layer.query.bias.zero_()  # nothing exceeds the mean
-    x = torch.randn(1, 5, 8)
-    value = layer.value(x).reshape(1, 5, 2, 4).transpose(1, 2)
-    expected = functional.normalize(0.5 * value, dim=-1) + layer.neighbours(value)
-    for native in (False, True):
-        layer.native = native
-        assert torch.allclose(layer(x), layer.output(expected.transpose(1, 2).reshape(1, 5, 8)), atol=1e-6)
 
 
 def test_straight_through_gradients():
@@ -108,25 +84,65 @@ def test_straight_through_gradients():
     weight = layer.weight.detach()
     power = torch.exp2(torch.log2(weight).round())
     assert torch.allclose(layer.weight.grad, of_weight * power / weight, atol=1e-5)
-    value = torch.randn(4, 6, requires_grad=True)
-    binarise(value).backward(torch.ones(4, 6))
-    copy = value.detach().clone().requires_grad_(True)
-    functional.normalize(copy, dim=-1).clamp(0, 1).backward(torch.ones(4, 6))
-    assert torch.allclose(value.grad, copy.grad, atol=1e-6)
+    layer = ShiftLinear(8, 3, "q", bias=False, terms=2)
+    layer(x).backward(g)
+    assert torch.allclose(layer.weight.grad, of_weight, atol=1e-6)  # the sum of powers as a whole
 
 
-def test_attention_in_both_orders():
+def two_powers(weight):
+    """Greedy, in Python: signed powers (exponent, sign) of one weight."""
+    found = []
+    for _ in range(2):
+        size = abs(weight)
+        exponent = min(0, max(-14, round(math.log2(size)))) if size else -14
+        sign = 0 if size == 0 or (found and size < 2.0**-15) else (1 if weight > 0 else -1)
+        found.append((exponent, sign))
+        weight -= sign * 2.0**exponent
+    return found
+
+
+def test_weights_as_sums_of_two_powers():
+    rng = np.random.default_rng(0)
+    weights = np.concatenate(
+        [rng.normal(0, 0.1, 300), [0.0, 1.0, -1.0, 1.75, -3.0, 0.75, 2.0**-14, 2.0**-16, -(2.0**-20)]]
+    )
+    exponents, signs = powers_of_two(weights, 2)
+    used = signs != 0
+    for index, weight in enumerate(weights):
+        for term, (exponent, sign) in enumerate(two_powers(weight)):
+            assert signs[term, index] == sign
+            assert not sign or exponents[term, index] == exponent
+    assert exponents.min() >= -14
+    assert exponents.max() <= 0
+    rebuilt = (signs * np.exp2(exponents.astype(float))).sum(0)
+    one = powers_of_two(weights)
+    alone = one[1][0] * np.exp2(one[0][0].astype(float))
+    assert np.array_equal(one[0][0][used[0]], exponents[0][used[0]])
+    assert (np.abs(rebuilt - weights) <= np.abs(alone - weights)).all()
+    assert rebuilt[weights == 0.75] == 0.75
+    inside = (np.abs(weights) >= 2.0**-11) & (np.abs(weights) <= 1)
+    assert (np.abs(alone - weights)[inside] / np.abs(weights[inside])).max() < 0.4143
+    assert (np.abs(rebuilt - weights)[inside] / np.abs(weights[inside])).max() < 0.11
+    assert np.square(rebuilt - weights)[inside].sum() < 0.1 * np.square(alone - weights)[inside].sum()
+
+
+def test_two_terms_are_two_products_of_shifts():
     torch.manual_seed(0)
-    layer, x = BinaryLinearAttention(12, 3), torch.randn(2, 7, 12)
-
-    def split(made):
-        return made.reshape(2, 7, 3, 4).transpose(1, 2)
-
-    q, k, v = binarise(split(layer.query(x))), binarise(split(layer.key(x))), split(layer.value(x))
-    mixed = 0.5 * v + ((q @ k.transpose(2, 3)) @ v) / math.pi
-    expected = functional.normalize(mixed, dim=-1) + layer.neighbours(v)
-    assert torch.allclose(layer(x), layer.output(expected.transpose(1, 2).reshape(2, 7, 12)), atol=1e-5)
-    assert torch.isfinite(layer(torch.zeros(1, 3, 12))).all()
+    linear = nn.Linear(40, 9)
+    one, two = (ShiftLinear.from_linear(linear, "q", terms) for terms in (1, 2))
+    exponents, signs = two.export()
+    assert exponents.shape == signs.shape == (2, 9, 40)
+    rebuilt = torch.from_numpy((signs * np.exp2(exponents.astype(float))).sum(0)).float()
+    x = torch.randn(2, 3, 40)
+    assert torch.allclose(two(x), functional.linear(x, rebuilt, linear.bias), atol=1e-6)
+    assert (two(x) - linear(x)).norm() < 0.4 * (one(x) - linear(x)).norm()
+    fixed = to_fixed_point(x.reshape(-1, 40).numpy())
+    expected = np.zeros((6, 9), np.int64)
+    for term, n, k in np.ndindex(2, 9, 40):
+        expected[:, n] += int(signs[term, n, k]) * (fixed[:, k] >> -int(exponents[term, n, k]))
+    made = (expected / 65536).astype(np.float32) + linear.bias.detach().numpy()
+    assert torch.equal(PackedShiftLinear(two)(x), torch.from_numpy(made).reshape(2, 3, 9))
+    assert (two.integer_forward(x) - two(x)).abs().max() < 3 * 40 / 65536  # units of rounding of x and of both shifts
 
 
 def split_after_training(balance):
@@ -177,7 +193,8 @@ def test_dispatch_equals_both_experts_masked(gate_value):
         (lambda: shift_matmul(np.ones((2, 3), int), np.zeros((2, 2), int), np.ones((2, 2), int)), InputError),
         (lambda: masked_sums([[2]], [[1]]), InputError), (lambda: masked_sums([[1, 1]], [[1]]), InputError),
         (lambda: to_fixed_point([np.nan]), InputError), (lambda: ShiftLinear(2, 2, "sp2"), UnknownNameError),
-        (lambda: BinaryLinearAttention(10, 3), InputError), (lambda: BinaryLinearAttention(9, 3, 4), InputError),
+        (lambda: ShiftLinear(2, 2, "ps", terms=2), InputError), (lambda: ShiftLinear(2, 2, "q", terms=3), InputError),
+        (lambda: powers_of_two([0.5], 3), InputError), (lambda: powers_of_two([np.inf]), InputError),
         (lambda: MixtureOfPrimitives(2, 2, (0.0, 1.0)), InputError),
         (lambda: MixtureOfPrimitives(2, 2, (1.0, 1.0)).balance_loss(), InputError),
         (lambda: MixtureOfPrimitives(2, 2, (1.0, 1.0))(torch.full((1, 2), torch.nan)), InputError),

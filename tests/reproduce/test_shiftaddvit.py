@@ -62,3 +62,14 @@ def test_no_claim_of_cost_is_more_than_a_prediction():
 def test_integer_execution_of_the_converted_network_keeps_its_accuracy():
     claims = [claim for claim in shiftaddvit.conversion_claims() if claim.name.startswith("accuracy of integer")]
     assert [check(claim).verdict for claim in claims] == [Verdict.AGREES] * 3
+
+
+@pytest.mark.slow
+def test_variants_keep_their_accuracy_on_integers():
+    results = {claim.name: check(claim) for claim in shiftaddvit.variant_claims()}
+    native = [result.verdict for name, result in results.items() if name.startswith("accuracy of integer")]
+    assert native == [Verdict.AGREES] * 2
+    assert results["accuracy kept, shift only, sums of two powers"].ours.value > 0.97
+    found = shiftaddvit.variants(0)
+    assert 0 < found["measured share wanted"] < 1
+    assert abs(found["measured shift share"] - found["measured share wanted"]) < 0.1

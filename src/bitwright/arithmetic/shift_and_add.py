@@ -2,6 +2,7 @@
 
 `shift_matmul`: y[m, n] = sum over k of s[k, n] * (x[m, k] >> -p[k, n]), s in -1, 0, 1 and p in -14 .. 0. Arithmetic
 shifts round towards minus infinity, so a term differs by less than one unit from x * 2^p.
+`powers_of_two`: weights as sums of one or two such signed powers (two: SP2, of APoT, arXiv 1909.13144).
 `masked_sums`: y[m, n] = sum of v[k, n] over the k that a binary row selects; no multiplication at all.
 
 Source: arXiv 2306.06446 (NeurIPS 2023), MatShift and MatAdd.
@@ -16,6 +17,28 @@ from bitwright.arithmetic.formats.base import exact_product
 from bitwright.core.errors import InputError
 
 LOWEST_EXPONENT = -14  # of five-bit shifts
+
+
+def powers_of_two(weights: ArrayLike, terms: int = 1) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Exponents -14 .. 0 and signs -1, 0, 1 (terms, ...) whose powers add up to about the weights, largest first.
+
+    Every term is the power nearest in logarithm to what the terms before it left, with a sign of its own; a rest below
+    2^-15 is left. Zero has signs 0. One term is off by less than 42 % of a weight of magnitude 2^-14 .. 1, two by less
+    than 11 % of one of 2^-11 .. 1. Raises InputError for other counts than 1 and 2 and weights that are not finite.
+    """
+    rest = np.array(weights, np.float64)
+    if terms not in (1, 2):
+        raise InputError(f"Weights as sums of {terms} powers of two were asked for: expected 1 or 2.")
+    if not np.isfinite(rest).all():
+        raise InputError("Powers of two of weights that are not finite were asked for.")
+    smallest = 2.0 ** (LOWEST_EXPONENT - 1)
+    exponents, signs = np.zeros((2, terms, *rest.shape), np.int8)
+    for term in range(terms):
+        magnitude = np.clip(np.abs(rest), smallest, 1.0)
+        exponents[term] = np.maximum(np.rint(np.log2(magnitude)), LOWEST_EXPONENT)
+        signs[term] = np.where((term > 0) & (np.abs(rest) < smallest), 0, np.sign(rest))
+        rest -= signs[term] * np.exp2(exponents[term].astype(np.float64))
+    return exponents, signs
 
 
 def shift_matmul(x: ArrayLike, exponent: ArrayLike, sign: ArrayLike) -> NDArray[np.int64]:

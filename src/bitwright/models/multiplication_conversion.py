@@ -1,9 +1,9 @@
 """Conversion of a vision transformer to shifts and additions, in stages that are fine-tuned one after the other.
 
     multiply   the network as trained: softmax attention, ordinary linear layers
-    additive   binary queries and keys, linear attention: its products are masked sums
+    additive   binary queries and keys (around the mean, or hashed), linear attention: its products are masked sums
     mixture    every linear layer of the blocks routes tokens between a multiplying and a shifting expert
-    shift      every linear layer of the blocks shifts only (what the mixture is there to avoid)
+    shift      every linear layer of the blocks shifts only (what the mixture is there to avoid), one or two powers
 
 `SmallVisionTransformer` is small enough to be trained on a processor in a minute; the conversions take any module whose
 attention is `SoftmaxAttention`. Source: arXiv 2306.06446, sections on reparameterisation and the mixture of experts.
@@ -12,25 +12,23 @@ attention is `SoftmaxAttention`. Source: arXiv 2306.06446, sections on reparamet
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.core.errors import BitwrightError, InputError
+from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
 from bitwright.core.progress import progress
-from bitwright.models.multiplication_primitives import (
-    BinaryLinearAttention,
-    MixtureOfPrimitives,
-    PackedShiftLinear,
-    ShiftLinear,
-)
+from bitwright.models.binary_attention import BinaryLinearAttention, HashSettings
+from bitwright.models.multiplication_primitives import MixtureOfPrimitives, PackedShiftLinear, ShiftLinear
 
 STAGES = ("multiply", "additive", "mixture", "shift")
-_PARTS = ("query", "key", "value", "output")
+FITTED = 64  # images that hashes are fitted to: one batch, as released
+Latencies = tuple[float, float] | Callable[[int, int], tuple[float, float]]
 
 
 class SoftmaxAttention(nn.Module):
@@ -97,34 +95,79 @@ class SmallVisionTransformer(nn.Module):
         return made
 
 
-def additive(model: nn.Module) -> nn.Module:
+def additive(
+    model: nn.Module, quantiser: Literal["mean", "hash"] = "mean", samples: Tensor | None = None,
+    hashing: HashSettings = HashSettings(), sparse_above: float | None = None, seed: int = 0,
+) -> nn.Module:  # fmt: skip
     """A copy whose attention is linear with binary queries and keys, projections kept.
 
-    Raises BitwrightError where there is no `SoftmaxAttention`.
+    With `quantiser` "hash", queries and keys share the projection of the queries, and hashes are fitted to what each
+    attention gets of `samples` (images, as many as the memory of tokens x tokens allows). `sparse_above`: see
+    `BinaryLinearAttention`. Raises BitwrightError where there is no `SoftmaxAttention`, InputError for a hash without
+    samples and what `fit_hash` refuses.
     """
+    if quantiser == "hash" and samples is None:
+        raise InputError("A hash is fitted to samples: give images.")
 
     def convert(layer: SoftmaxAttention) -> nn.Module:
-        made = BinaryLinearAttention(layer.query.in_features, layer.heads)
-        for name in _PARTS:
-            setattr(made, name, getattr(layer, name))
+        made = BinaryLinearAttention(
+            layer.query.in_features, layer.heads, quantiser=quantiser, hashing=hashing, sparse_above=sparse_above
+        )
+        for name in ("query", "key", "value", "output"):
+            if getattr(made, name) is not None:
+                setattr(made, name, getattr(layer, name))
         nn.init.zeros_(made.neighbours.weight)
         return made
 
-    return _replaced(model, SoftmaxAttention, convert)
+    made = _replaced(model, SoftmaxAttention, convert)
+    if quantiser == "hash" and samples is not None:
+        fit_hashes(made, samples, seed)
+    return made
 
 
-def shifting(model: nn.Module) -> nn.Module:
-    """A copy whose linear layers in blocks shift only, from the nearest powers of two."""
-    return _replaced(model, nn.Linear, ShiftLinear.from_linear, "blocks.")
+def fit_hashes(model: nn.Module, samples: Tensor, seed: int = 0) -> None:
+    """Fit every hash of a model, in place, as its input from `samples` arrives, those before it fitted already.
+
+    Raises BitwrightError where there is none to fit.
+    """
+    hashed = [each for each in model.modules() if isinstance(each, BinaryLinearAttention) and each.hash is not None]
+    if not hashed:
+        raise BitwrightError(f"{type(model).__name__} has no attention with a hash to fit.")
+
+    def fit(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(layer, BinaryLinearAttention)
+        layer.fit_hash(inputs[0], seed)
+
+    handles = [each.register_forward_pre_hook(fit) for each in hashed]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(samples)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
 
 
-def mixture(model: nn.Module, latencies: tuple[float, float] = (6.0, 4.0)) -> nn.Module:
-    """A copy whose linear layers in blocks are mixtures; both experts start as twice the
-    layer, gates near one half. `latencies` of the multiplying
-    and the shifting expert, 6 to 4 in the released code."""
+def shifting(model: nn.Module, terms: int = 1) -> nn.Module:
+    """A copy whose linear layers in blocks shift only, from the nearest powers of two; `terms=2`: sums of two of them,
+    learned as real weights (mode "q"). Raises InputError for other counts."""
 
     def convert(layer: nn.Linear) -> nn.Module:
-        made = MixtureOfPrimitives(layer.in_features, layer.out_features, latencies)
+        return ShiftLinear.from_linear(layer, "ps" if terms == 1 else "q", terms)
+
+    return _replaced(model, nn.Linear, convert, "blocks.")
+
+
+def mixture(model: nn.Module, latencies: Latencies = (6.0, 4.0)) -> nn.Module:
+    """A copy whose linear layers in blocks are mixtures; both experts start as twice the
+    layer, gates near one half. `latencies` of the multiplying
+    and the shifting expert, 6 to 4 in the released code, or a function of a layer's inputs and outputs that gives
+    them, such as one of `measured_latencies`."""
+
+    def convert(layer: nn.Linear) -> nn.Module:
+        shape = layer.in_features, layer.out_features
+        made = MixtureOfPrimitives(*shape, latencies(*shape) if callable(latencies) else latencies)
         doubled = copy.deepcopy(layer)  # gates start near one half and halve what an expert makes
         with torch.no_grad():
             for parameter in doubled.parameters():
@@ -243,25 +286,43 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def convert_in_stages(
     images: Tensor, labels: Tensor, seed: int, epochs: int = 30, folder: Path | None = None,
-    latencies: tuple[float, float] = (6.0, 4.0), balance: float = 0.01,
+    latencies: Latencies = (6.0, 4.0), balance: float = 0.01, stages: Sequence[str] = STAGES,
+    quantiser: Literal["mean", "hash"] = "mean", hashing: HashSettings = HashSettings(),
+    sparse_above: float | None = None, terms: int = 1,
 ) -> dict[str, nn.Module]:  # fmt: skip
     """Train a `SmallVisionTransformer` and convert it: "multiply", from it "additive", from that "mixture" and "shift",
     each fine-tuned for `epochs` at a third of the rate of the first stage, which takes three times as many.
 
-    With `folder`, finished stages are kept there as safetensors, and an interrupted conversion goes on after them.
+    `stages`: those to make; the first two are always made as far as others need them. `quantiser`, `hashing` and
+    `sparse_above` are those of `additive`, whose hashes are fitted once, to the first 64 images; `terms` that of
+    `shifting`. With `folder`, finished stages are kept there as safetensors, and an interrupted conversion goes on
+    after them; keep conversions of other latencies, hash settings and images apart. Raises UnknownNameError for other
+    stages.
     """
     from safetensors.torch import load_model, save_model
 
+    for name in stages:
+        if name not in STAGES:
+            raise UnknownNameError("stage of the conversion", name, STAGES)
+    last = max((STAGES.index(name) for name in stages), default=0)
+    wanted = {*stages, *STAGES[: min(last, 2)]}
     torch.manual_seed(seed)
     made: dict[str, nn.Module] = {}
     for stage in STAGES:
+        if stage not in wanted:
+            continue
         if stage == "multiply":
             model: nn.Module = SmallVisionTransformer(size=images.shape[1])
         elif stage == "additive":
-            model = additive(made["multiply"])
+            model = additive(made["multiply"], quantiser, images[:FITTED], hashing, sparse_above, seed)
         else:
-            model = mixture(made["additive"], latencies) if stage == "mixture" else shifting(made["additive"])
-        kept = None if folder is None else folder / f"{stage}-{seed}.safetensors"
+            model = mixture(made["additive"], latencies) if stage == "mixture" else shifting(made["additive"], terms)
+        variant = "" if stage == "multiply" or quantiser == "mean" else "-hash"
+        if stage != "multiply" and sparse_above is not None:
+            variant += "-sparse"
+        if stage == "shift" and terms == 2:
+            variant += "-two"
+        kept = None if folder is None else folder / f"{stage}{variant}-{seed}.safetensors"
         if kept is not None and kept.exists():
             load_model(model, kept)
         else:

@@ -1,7 +1,7 @@
-"""Layers that multiply by shifts and additions, and mixtures that route tokens between primitives (ShiftAddViT).
+"""Layers that multiply by shifts, and mixtures that route tokens between primitives (ShiftAddViT).
 
-Source: arXiv 2306.06446 (NeurIPS 2023): linear attention with binary queries and keys, shift layers, and experts of
-different speed with a latency-aware balance.
+Source: arXiv 2306.06446 (NeurIPS 2023): shift layers, and experts of different speed with a latency-aware balance. Sums
+of two powers: APoT, arXiv 1909.13144. Binary attention is in `binary_attention`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.arithmetic.shift_and_add import LOWEST_EXPONENT
+from bitwright.arithmetic.shift_and_add import LOWEST_EXPONENT, powers_of_two
 from bitwright.core.errors import InputError, UnknownNameError
-from bitwright.kernels.shift_and_add import ShiftWeights, matadd, pack_mask, pack_shifts, shift_linear
+from bitwright.kernels.shift_and_add import ShiftWeights, fixed_point, matshift, pack_shifts, shift_linear
 
 
 class _RoundThrough(torch.autograd.Function):
@@ -51,17 +51,22 @@ def _round(x: Tensor) -> Tensor:
 
 
 class ShiftLinear(nn.Module):
-    """y = x W^T + b with W = s 2^p, s in -1, 0, 1 and p from -14 to 0.
+    """y = x W^T + b with W = s 2^p, s in -1, 0, 1 and p from -14 to 0, or with `terms=2` a sum of two of these.
 
     `mode` "ps" learns p and s; "q" keeps real weights and rounds log2|W| in the forward pass (magnitudes clamped to
-    2^-15 .. 1). Gradients pass the roundings straight through. Raises UnknownNameError for other modes.
+    2^-15 .. 1). Gradients pass the roundings straight through; those of two terms pass the sum as a whole. Raises
+    UnknownNameError for other modes, InputError for other counts of terms and for two terms in mode "ps".
     """
 
-    def __init__(self, inputs: int, outputs: int, mode: Literal["ps", "q"] = "ps", bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, mode: Literal["ps", "q"] = "ps", bias: bool = True, terms: int = 1
+    ) -> None:
         super().__init__()
         if mode not in ("ps", "q"):
             raise UnknownNameError("mode of a shift layer", mode, ("ps", "q"))
-        self.mode = mode
+        if terms not in (1, 2) or (terms == 2 and mode == "ps"):
+            raise InputError(f"A shift layer of {terms} terms in mode {mode}: expected 1, or 2 in mode q.")
+        self.mode, self.terms = mode, terms
         start = torch.empty(outputs, inputs)
         nn.init.kaiming_uniform_(start, a=math.sqrt(5))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
@@ -75,16 +80,20 @@ class ShiftLinear(nn.Module):
             self.sign = nn.Parameter(torch.sign(weight))
 
     @staticmethod
-    def from_linear(layer: nn.Linear, mode: Literal["ps", "q"] = "ps") -> ShiftLinear:
+    def from_linear(layer: nn.Linear, mode: Literal["ps", "q"] = "ps", terms: int = 1) -> ShiftLinear:
         """The nearest powers of two (of the logarithm) of a layer's weights."""
-        made = ShiftLinear(layer.in_features, layer.out_features, mode, layer.bias is not None)
+        made = ShiftLinear(layer.in_features, layer.out_features, mode, layer.bias is not None, terms)
         made._set(layer.weight.detach())
         if layer.bias is not None and made.bias is not None:
             made.bias = nn.Parameter(layer.bias.detach().clone())
         return made
 
     def shifts(self) -> tuple[Tensor, Tensor]:
-        """Exponents and signs as used, (outputs, inputs) each; differentiable."""
+        """Exponents and signs as used, (outputs, inputs) each, differentiable; of two terms (2, outputs, inputs) and
+        not differentiable."""
+        if self.terms == 2:
+            exponents, signs = powers_of_two(self.weight.detach().numpy(), 2)
+            return torch.from_numpy(exponents).to(self.weight.dtype), torch.from_numpy(signs).to(self.weight.dtype)
         if self.mode == "q":
             magnitude = self.weight.abs().clamp(2.0**-15, 1.0)
             return _round(torch.log2(magnitude)).clamp(LOWEST_EXPONENT, 0), torch.sign(self.weight)
@@ -95,17 +104,21 @@ class ShiftLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs), weights rebuilt as powers of two."""
         exponent, sign = self.shifts()
+        if self.terms == 2:
+            rebuilt = (torch.exp2(exponent) * sign).sum(0)
+            return functional.linear(x, rebuilt + (self.weight - self.weight.detach()), self.bias)
         weight: Tensor = _SignedPower.apply(torch.exp2(exponent), sign)  # type: ignore[no-untyped-call]
         return functional.linear(x, weight, self.bias)
 
     def export(self) -> tuple[np.ndarray[Any, np.dtype[np.int8]], np.ndarray[Any, np.dtype[np.int8]]]:
-        """Exponents and signs int8, (outputs, inputs)."""
+        """Exponents and signs int8, (outputs, inputs), of two terms (2, outputs, inputs)."""
         exponent, sign = self.shifts()
         return exponent.detach().numpy().astype(np.int8), sign.detach().numpy().astype(np.int8)
 
-    def packed(self) -> ShiftWeights:
-        """The weights of `kernels.shift_and_add.matshift`."""
-        return pack_shifts(*self.export())
+    def packed(self) -> tuple[ShiftWeights, ...]:
+        """The weights of `kernels.shift_and_add.matshift`, one for each term."""
+        exponents, signs = (each.reshape(self.terms, *each.shape[-2:]) for each in self.export())
+        return tuple(pack_shifts(exponent, sign) for exponent, sign in zip(exponents, signs, strict=True))
 
     def integer_forward(self, x: Tensor) -> Tensor:
         """The layer on 16.16 fixed-point activations by arithmetic shifts only: x (..., inputs); not differentiable."""
@@ -114,7 +127,7 @@ class ShiftLinear(nn.Module):
 
 class PackedShiftLinear(nn.Module):
     """A shift layer for inference: 16.16 fixed-point activations, native arithmetic shifts, no multiplication by a
-    weight. Rows of NaN raise InputError."""
+    weight; two terms are two such products, added as integers. Rows of NaN raise InputError."""
 
     def __init__(self, layer: ShiftLinear) -> None:
         super().__init__()
@@ -124,76 +137,14 @@ class PackedShiftLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs), in x's type; not differentiable."""
         rows = x.detach().float().reshape(-1, x.shape[-1]).numpy()
-        made = torch.from_numpy(shift_linear(rows, self.weights, self.bias)).to(x.dtype)
-        shaped: Tensor = made.reshape(*x.shape[:-1], self.weights.outputs)
+        if len(self.weights) == 1:
+            found = shift_linear(rows, self.weights[0], self.bias)
+        else:
+            fixed = fixed_point(rows)
+            sums = np.sum([matshift(fixed, weights) for weights in self.weights], axis=0)
+            found = (sums * 2.0**-16).astype(np.float32) + (0 if self.bias is None else self.bias)
+        shaped: Tensor = torch.from_numpy(found).to(x.dtype).reshape(*x.shape[:-1], self.weights[0].outputs)
         return shaped
-
-
-class _Binary(torch.autograd.Function):
-    """1 where a value exceeds the mean of its tensor, else 0; gradient of clamp(value, 0, 1)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        made: Tensor = (x > x.mean()).to(x.dtype)
-        return made
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        made: Tensor = gradients[0] * ((x >= 0) & (x <= 1)).to(x.dtype)
-        return made
-
-
-def binarise(x: Tensor) -> Tensor:
-    """x normalised over its last axis, then 0 or 1 around the tensor's mean; differentiable."""
-    made: Tensor = _Binary.apply(functional.normalize(x, dim=-1))  # type: ignore[no-untyped-call]
-    return made
-
-
-class BinaryLinearAttention(nn.Module):
-    """Attention in linear time with binary queries and keys: Q (K^T V) is masked sums of rows.
-
-    Per head: 0.5 V + Q (K^T V) / pi, normalised per token, plus a depthwise convolution of V over `kernel` tokens.
-    `native=True` is for inference: queries and keys become one bit each and rows are added in native code
-    (`kernels.shift_and_add.matadd`). Raises InputError for heads that do not divide the width and even kernels.
-    """
-
-    def __init__(self, width: int, heads: int, kernel: int = 9, native: bool = False) -> None:
-        super().__init__()
-        if width % heads or kernel % 2 == 0:
-            raise InputError(
-                f"{heads} heads of width {width} and a kernel of {kernel}: expected a divisor, an odd number."
-            )
-        self.heads, self.native = heads, native
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.output = nn.Linear(width, width)
-        self.neighbours = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, width), the same shape comes out. Codes that are all zero give a normalised 0.5 V."""
-        batch, tokens, width = x.shape
-
-        def split(made: Tensor) -> Tensor:
-            return made.reshape(batch, tokens, self.heads, -1).transpose(1, 2)
-
-        query, key, value = binarise(split(self.query(x))), binarise(split(self.key(x))), split(self.value(x))
-        sums = _native_sums if self.native else _sums
-        mixed = 0.5 * value + sums(query, key, value) / math.pi
-        mixed = functional.normalize(mixed, dim=-1) + self.neighbours(value)
-        made: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, tokens, width))
-        return made
-
-
-def _sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return query @ (key.transpose(2, 3) @ value)
-
-
-def _native_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same from packed codes, without gradients."""
-    of_query, of_key = (pack_mask(each.detach().numpy() > 0) for each in (query, key.transpose(2, 3)))
-    made = matadd(of_query, matadd(of_key, value.detach().float().numpy()))
-    return torch.from_numpy(made).to(value.dtype)
 
 
 class MixtureOfPrimitives(nn.Module):
