@@ -4,25 +4,21 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <functional>
 #include <limits>
-#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "parallel.hpp"
 
 namespace nb = nanobind;
 
@@ -69,56 +65,6 @@ struct Planes {
         return data + row / kTile * block_stride + row % kTile * row_stride + plane * plane_stride;
     }
 };
-
-// Threads that wait for work between calls: waking one takes a fraction of the time of starting one. A pool lives as
-// long as its process; a process made by fork, which has none of its parent's threads, makes its own.
-class Pool {
-   public:
-    // Runs work(index) for index 1 .. count - 1 on waiting threads and work(0) here. One caller at a time.
-    void run(size_t count, const std::function<void(size_t)>& work) {
-        while (size_ + 1 < count) {
-            std::thread([this, index = ++size_] { serve(index); }).detach();
-            ++awaited_;
-        }
-        while (ready_.load() < awaited_) std::this_thread::yield();
-        work_ = &work;
-        count_ = count;
-        remaining_.store(size_);
-        turn_.fetch_add(1);
-        turn_.notify_all();
-        work(0);
-        for (size_t left = remaining_.load(); left != 0; left = remaining_.load()) remaining_.wait(left);
-    }
-
-   private:
-    void serve(size_t index) {
-        uint64_t turn = turn_.load();
-        ready_.fetch_add(1);
-        for (;;) {
-            turn_.wait(turn);
-            ++turn;
-            if (index < count_) (*work_)(index);
-            if (remaining_.fetch_sub(1) == 1) remaining_.notify_all();
-        }
-    }
-    size_t size_ = 0, awaited_ = 0, count_ = 0;
-    const std::function<void(size_t)>* work_ = nullptr;
-    std::atomic<uint64_t> turn_{0};
-    std::atomic<size_t> remaining_{0}, ready_{0};
-};
-
-// Parts [first, last) of `count` on so many threads; in this one alone while another caller has the pool.
-static void in_threads(size_t count, int threads, const std::function<void(size_t, size_t)>& work) {
-    static std::mutex busy;
-    static Pool* pool = nullptr;
-    static pid_t owner = 0;
-    const size_t used = std::min<size_t>(static_cast<size_t>(std::max(threads, 1)), std::max<size_t>(count, 1));
-    std::unique_lock<std::mutex> lock(busy, std::defer_lock);
-    if (used == 1 || !lock.try_lock()) return work(0, count);
-    if (owner != getpid()) pool = new Pool, owner = getpid();
-    const size_t each = (count + used - 1) / used;
-    pool->run(used, [&](size_t at) { work(std::min(count, at * each), std::min(count, (at + 1) * each)); });
-}
 
 // ---- packing ------------------------------------------------------------------------------------------------------
 
@@ -443,9 +389,9 @@ static void count_tiles(const Planes& w, const Planes& a, const std::string& pat
     const size_t steps = w.rows * a.rows * w.chunks * w.planes * a.planes;
     const int used = static_cast<int>(std::min<size_t>(static_cast<size_t>(std::max(threads, 1)), 1 + steps / kGrain));
     if (split_rows || row_tiles >= column_tiles)
-        in_threads(row_tiles, used, [&](size_t first, size_t last) { range(first, last, 0, column_tiles); });
+        parallel_parts(row_tiles, used, [&](size_t first, size_t last) { range(first, last, 0, column_tiles); });
     else
-        in_threads(column_tiles, used, [&](size_t first, size_t last) { range(0, row_tiles, first, last); });
+        parallel_parts(column_tiles, used, [&](size_t first, size_t last) { range(0, row_tiles, first, last); });
 }
 
 // Calls finish(m, n, height, width, values) for every tile, `values` int32 in the order of the tiles' counts.
@@ -500,7 +446,7 @@ static void pack_planes(Array<const uint8_t, 2> codes, size_t bits, bool blocked
 #if defined(__x86_64__)
     if (best_path() == "avx512") pack = pack_row_avx512;
 #endif
-    in_threads(rows, threads, [&](size_t first, size_t last) {
+    parallel_parts(rows, threads, [&](size_t first, size_t last) {
         for (size_t row = first; row < last; ++row) pack(codes.data() + row * k, k, out, row);
     });
 }
@@ -519,7 +465,7 @@ static void quantise_planes(Array<const float, 2> x, size_t bits, float share, b
     if (vectors && best_path() == "avx512") magnitude = magnitude_avx512, quantise = quantise_row_avx512;
 #endif
     const float top = static_cast<float>((1 << bits) - 1);
-    in_threads(rows, threads, [&](size_t first, size_t last) {
+    parallel_parts(rows, threads, [&](size_t first, size_t last) {
         for (size_t row = first; row < last; ++row) {
             const float* from = x.data() + row * k;
             float& scale = scales.data()[row];

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
-#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -16,6 +15,7 @@
 #endif
 
 #include "clones.hpp"
+#include "parallel.hpp"
 
 namespace nb = nanobind;
 
@@ -252,12 +252,7 @@ void block_floating_attention(Matrix query, Packed key_codes, Packed key_exponen
     const Job job{query.data(), out.data(), cache(key_codes, key_exponents), cache(value_codes, value_exponents),
                   channels,     query.shape(0) / kv_heads, tokens, bits, vectors && attention_vectors()};
     nb::gil_scoped_release release;
-    const size_t used = std::min(static_cast<size_t>(std::max(threads, 1)), kv_heads), each = (kv_heads + used - 1) / used;
-    std::vector<std::thread> others;
-    for (size_t at = 1; at < used; ++at)
-        others.emplace_back([&, at] { attend(job, scale, std::min(kv_heads, at * each), std::min(kv_heads, (at + 1) * each)); });
-    attend(job, scale, 0, std::min(kv_heads, each));
-    for (auto& other : others) other.join();
+    parallel_parts(kv_heads, threads, [&](size_t first, size_t last) { attend(job, scale, first, last); });
 }
 
 }  // namespace

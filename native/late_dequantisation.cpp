@@ -12,15 +12,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "parallel.hpp"
 
 namespace nb = nanobind;
 
@@ -56,16 +56,6 @@ struct Tables {
     float* out;
     size_t m, n;
 };
-
-void in_threads(size_t count, int threads, const std::function<void(size_t, size_t)>& work) {
-    const size_t used = std::min(static_cast<size_t>(std::max(threads, 1)), std::max<size_t>(count, 1));
-    const size_t each = (count + used - 1) / used;
-    std::vector<std::thread> others;
-    for (size_t at = 1; at < used; ++at)
-        others.emplace_back([&, at] { work(std::min(count, at * each), std::min(count, (at + 1) * each)); });
-    work(0, std::min(count, each));
-    for (auto& other : others) other.join();
-}
 
 // The code of column c at position p of a step.
 inline int code_at(const uint8_t* step, size_t c, size_t p) { return (step[4 * c + p % 4] >> (p / 4 * 4)) & 15; }
@@ -382,7 +372,7 @@ static void uint4_matmul_int8(Array<const uint8_t, 1> packed, size_t k, size_t n
     std::vector<int8_t> values;
     std::vector<int32_t> sums;
     arrange(shape, x.data(), to.m, values, sums);
-    in_threads(shape.blocks(), threads, [&](size_t first, size_t last) {
+    parallel_parts(shape.blocks(), threads, [&](size_t first, size_t last) {
 #if defined(__x86_64__)
         if (path == "avx512") return integers_avx512(shape, packed.data(), values.data(), sums.data(), to, first, last);
 #endif
@@ -400,7 +390,7 @@ static void uint4_matmul_float(Array<const uint8_t, 1> packed, size_t k, size_t 
     nb::gil_scoped_release release;
     std::vector<float> values, sums;
     arrange(shape, x.data(), to.m, values, sums);
-    in_threads(shape.blocks(), threads, [&](size_t first, size_t last) {
+    parallel_parts(shape.blocks(), threads, [&](size_t first, size_t last) {
         const uint8_t* w = packed.data();
 #if defined(__x86_64__)
         if (path == "avx512" && late) return floats_avx512<true>(shape, w, values.data(), sums.data(), to, first, last);

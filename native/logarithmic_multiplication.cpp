@@ -9,10 +9,10 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
-#include <thread>
 #include <vector>
 
 #include "clones.hpp"
+#include "parallel.hpp"
 
 namespace nb = nanobind;
 
@@ -141,7 +141,6 @@ static void logarithmic_matmul(Matrix a, Matrix b, uint32_t offset, int every, i
     nb::gil_scoped_release release;
     const Accumulator form{mantissa_bits, lowest_exponent, largest};
     const size_t chunk = every > 0 ? static_cast<size_t>(every) : std::max<size_t>(k, 1);
-    const size_t used = std::min<size_t>(static_cast<size_t>(std::max(threads, 1)), std::max<size_t>(m, 1));
     std::vector<Range> ranges(k);
     std::vector<float> packed(k * std::min(kColumns, n));
     for (size_t start = 0; start < n; start += kColumns) {
@@ -163,10 +162,7 @@ static void logarithmic_matmul(Matrix a, Matrix b, uint32_t offset, int every, i
                 std::copy(total, total + width, out.data() + r * n + start);
             }
         };
-        std::vector<std::thread> running;
-        for (size_t t = 1; t < used; ++t) running.emplace_back(rows, m * t / used, m * (t + 1) / used);
-        rows(0, m / used);
-        for (auto& thread : running) thread.join();
+        parallel_parts(m, threads, rows);
     }
 }
 

@@ -10,17 +10,16 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
 #include "clones.hpp"
+#include "parallel.hpp"
 
 namespace nb = nanobind;
 
@@ -49,24 +48,14 @@ std::string best_path() {
 }
 
 // Pieces [first, last) of `count`, each taken by the next free thread.
-void in_threads(size_t count, size_t threads, const std::function<void(size_t, size_t)>& work) {
-    const size_t used = std::min(std::max<size_t>(threads, 1), std::max<size_t>(count, 1));
-    if (used == 1) return work(0, count);
-    const size_t piece = std::max<size_t>(1, count / (8 * used));
-    std::atomic<size_t> next{0};
-    const auto serve = [&] {
-        for (size_t at = next.fetch_add(piece); at < count; at = next.fetch_add(piece))
-            work(at, std::min(count, at + piece));
-    };
-    std::vector<std::thread> others;
-    for (size_t at = 1; at < used; ++at) others.emplace_back(serve);
-    serve();
-    for (auto& other : others) other.join();
+void in_pieces(size_t count, int threads, const std::function<void(size_t, size_t)>& work) {
+    const size_t pieces = 8 * static_cast<size_t>(std::max(threads, 1));
+    parallel_for(count, count / pieces, threads, [&](size_t first, size_t last, int) { work(first, last); });
 }
 
 // Threads worth starting for so many additions of vectors.
-size_t worthwhile(size_t additions, int threads) {
-    return std::min<size_t>(static_cast<size_t>(std::max(threads, 1)), 1 + additions / kGrain);
+int worthwhile(size_t additions, int threads) {
+    return static_cast<int>(std::min<size_t>(static_cast<size_t>(std::max(threads, 1)), 1 + additions / kGrain));
 }
 
 // ---- shifts -------------------------------------------------------------------------------------------------------
@@ -135,7 +124,7 @@ void shift_all(const ShiftJob& job, Out* out, const std::string& path, int threa
     if (path == "avx512") work = avx512::shift_rows<T, Out>;
 #endif
     const size_t blocks = (job.m + kRows - 1) / kRows;
-    in_threads(blocks, worthwhile(blocks * job.padded * job.k, threads),
+    in_pieces(blocks, worthwhile(blocks * job.padded * job.k, threads),
                [&](size_t first, size_t last) { work(job, out, first, last); });
 }
 
@@ -213,7 +202,7 @@ void shift_matmul_loop(Array<const int32_t, 2> x, Array<const int8_t, 2> exponen
     if (exponents.shape(1) != k || signs.shape(0) != n || signs.shape(1) != k || out.shape(0) != m || out.shape(1) != n)
         throw std::invalid_argument("shapes of x, exponents, signs and results");
     nb::gil_scoped_release release;
-    in_threads(m, static_cast<size_t>(std::max(threads, 1)), [&](size_t first, size_t last) {
+    in_pieces(m, threads, [&](size_t first, size_t last) {
         shift_loop(x.data(), exponents.data(), signs.data(), n, k, first, last, out.data());
     });
 }
@@ -271,7 +260,7 @@ void masked_sums(Array<const uint64_t, 3> masks, Array<const T, 3> v, const std:
 #endif
     constexpr size_t kLanes = kVector / sizeof(T);
     const size_t blocks = (job.n + kLanes - 1) / kLanes, pieces = (job.m + kMaskRows - 1) / kMaskRows;
-    in_threads(job.batch * blocks * pieces, worthwhile(job.batch * blocks * job.m * job.words * 16, threads),
+    in_pieces(job.batch * blocks * pieces, worthwhile(job.batch * blocks * job.m * job.words * 16, threads),
                [&](size_t first, size_t last) { work(job, first, last); });
 }
 
@@ -294,7 +283,7 @@ void masked_sums_loop(Array<const uint8_t, 3> mask, Array<const float, 3> v, int
         out.shape(2) != n || m == 0)
         throw std::invalid_argument("shapes of masks, values and results");
     nb::gil_scoped_release release;
-    in_threads(mask.shape(0) * m, worthwhile(mask.size() * n / 16, threads), [&](size_t first, size_t last) {
+    in_pieces(mask.shape(0) * m, worthwhile(mask.size() * n / 16, threads), [&](size_t first, size_t last) {
         mask_loop(mask.data(), v.data(), m, k, n, first, last, out.data());
     });
 }

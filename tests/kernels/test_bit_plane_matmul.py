@@ -11,7 +11,7 @@ from bitwright import _native
 from bitwright.arithmetic import formats
 from bitwright.arithmetic.formats.bipolar import BipolarOperand, from_encoded, from_signed
 from bitwright.core.errors import InputError
-from bitwright.kernels import bit_plane_matmul
+from bitwright.kernels import threads as native_threads
 from bitwright.kernels.bit_plane_matmul import (
     PATHS,
     LinearWeights,
@@ -170,7 +170,7 @@ def test_a_path_this_cpu_has_not_warns_and_falls_back(monkeypatch):
     codes = np.random.default_rng(0).integers(0, 2, (3, 600)).astype(np.uint8)
     expected = matmul(pack(codes, 1), pack(codes, 1))
     monkeypatch.setattr(_native, "bit_plane_path", lambda: "portable")
-    bit_plane_matmul._warn_once.cache_clear()
+    native_threads._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="lacks the avx512"):
         assert np.array_equal(matmul(pack(codes, 1), pack(codes, 1)), expected)
 
@@ -186,7 +186,7 @@ def test_a_path_this_cpu_has_not_warns_and_falls_back(monkeypatch):
         (lambda: pack(np.zeros((4, 2), np.uint8).T, 2), "not contiguous"),
         (lambda: matmul(pack(np.zeros((1, 2), np.uint8), 1), pack(np.zeros((1, 3), np.uint8), 1)), "k = 2 and 3"),
         (lambda: matmul(*[pack(np.zeros((1, 40000), np.uint8), 8)] * 2), "leave int32"),
-        (lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, path="gpu"), "Paths are"),
+        (lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, path="gpu"), "Instruction sets of"),
         (lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, form="or"), "Forms are"),
         (lambda: matmul(*[pack(np.zeros((1, 2), np.uint8), 1)] * 2, threads=0), "at least one"),
         (

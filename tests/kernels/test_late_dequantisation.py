@@ -9,7 +9,7 @@ from bitwright import _native
 from bitwright.arithmetic import late_dequantisation as model
 from bitwright.arithmetic.late_dequantisation import GroupedWeights, quantise_weights
 from bitwright.core.errors import InputError
-from bitwright.kernels import late_dequantisation as kernel
+from bitwright.kernels import threads as native_threads
 from bitwright.kernels.late_dequantisation import PATHS, matmul, matmul_early, pack, work
 
 HERE = PATHS[PATHS.index(_native.late_dequantisation_path()) :]
@@ -96,7 +96,7 @@ def test_a_path_this_cpu_has_not_warns_and_falls_back(monkeypatch):
     x, weights, token = operands(2, 40, 20, 16)
     expected = matmul(x, pack(weights), token)
     monkeypatch.setattr(_native, "late_dequantisation_path", lambda: "portable")
-    kernel._warn_once.cache_clear()
+    native_threads._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="lacks"):
         assert np.array_equal(matmul(x, pack(weights), token, path="avx512"), expected)
 
@@ -111,7 +111,7 @@ def test_a_path_this_cpu_has_not_warns_and_falls_back(monkeypatch):
         (lambda x, w, t: matmul(x.astype(np.int16), pack(w)), "int8, float16"),
         (lambda x, w, t: matmul(x.astype(np.float32), pack(w), t), "no token scale"),
         (lambda x, w, t: matmul(np.full((2, 40), np.inf, np.float32), pack(w)), "NaN or infinity"),
-        (lambda x, w, t: matmul(x, pack(w), t, path="gpu"), "Paths are"),
+        (lambda x, w, t: matmul(x, pack(w), t, path="gpu"), "Instruction sets of"),
         (lambda x, w, t: matmul(x, pack(w), t, threads=0), "at least one"),
         (lambda x, w, t: pack(GroupedWeights(w.codes, w.scale, w.zero + 16, 4, 16)), "zero point"),
         (lambda x, w, t: pack(GroupedWeights(w.codes + 16, w.scale, w.zero, 4, 16)), "code is outside"),

@@ -21,25 +21,7 @@ import numpy as np
 
 from bitwright.core.errors import InputError, UnknownNameError
 from bitwright.kernels.bit_plane_matmul import TILE, Tiling, matmul, pack, quantise, tiling, usable_path
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds that a product needs for arithmetic and for moving operands and results, and to start its threads."""
-
-    compute_s: float
-    memory_s: float
-    start_s: float = 0.0
-
-    @property
-    def time_s(self) -> float:
-        """The larger of arithmetic and traffic, and the start."""
-        return max(self.compute_s, self.memory_s) + self.start_s
-
-    @property
-    def bound(self) -> str:
-        """What limits it: "compute" or "memory"."""
-        return "compute" if self.compute_s >= self.memory_s else "memory"
+from bitwright.kernels.work import Cost
 
 
 @dataclass(frozen=True)

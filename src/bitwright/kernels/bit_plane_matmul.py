@@ -10,11 +10,7 @@ Source: arXiv 2409.17870 (ASP-DAC 2025) and arXiv 2508.19087, bipolar-INT and re
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -23,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from bitwright import _native
 from bitwright.arithmetic.formats.bipolar import BipolarOperand, check_bits
 from bitwright.core.errors import InputError
+from bitwright.kernels import threads as native_threads
+from bitwright.kernels.threads import thread_count
 
 Layout = Literal["plane", "blocked"]
 Form = Literal["xor", "and"]
@@ -64,32 +62,9 @@ class QuantisedPlanes:
     sums: NDArray[np.int64]
 
 
-def thread_count(threads: int | None) -> int:
-    """`threads`, or as many as torch uses, or as there are cores. Raises InputError for fewer than one."""
-    if threads is None:
-        torch = sys.modules.get("torch")
-        return int(torch.get_num_threads()) if torch is not None else len(os.sched_getaffinity(0))
-    if threads < 1:
-        raise InputError(f"{threads} threads asked for; expected at least one.")
-    return threads
-
-
-@cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
 def usable_path(path: str | None = None) -> str:
-    """The path asked for, or the fastest of this CPU, which replaces one it has not got, with a warning."""
-    fastest = _native.bit_plane_path()
-    if path is None:
-        path = PATHS[0]
-    elif path not in PATHS:
-        raise InputError(f"Paths are {', '.join(PATHS)}, not {path!r}.")
-    if PATHS.index(path) < PATHS.index(fastest):
-        _warn_once(f"This CPU lacks the {path} instructions of bit-plane products; using {fastest}.")
-        return fastest
-    return path
+    """The instruction set of `PATHS` asked for, or the fastest of this CPU; see `threads.usable_path`."""
+    return native_threads.usable_path(path, PATHS, _native.bit_plane_path(), "bit-plane products")
 
 
 def _empty(rows: int, k: int, bits: int, layout: Layout) -> PackedPlanes:

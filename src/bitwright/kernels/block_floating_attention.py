@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bitwright import _native
 from bitwright.core.errors import InputError
-from bitwright.kernels.bit_plane_matmul import thread_count
+from bitwright.kernels.threads import thread_count
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ Source: arXiv 2411.16158, dequantisation after the product of a group.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from bitwright import _native
 from bitwright.arithmetic.late_dequantisation import GroupedWeights, check_weights
 from bitwright.core.errors import InputError
-from bitwright.kernels.bit_plane_matmul import thread_count
+from bitwright.kernels import threads as native_threads
+from bitwright.kernels.threads import thread_count
 
 PATHS = ("avx512", "portable")
 _MOST_POSITIONS = 1 << 19  # of a group: sums of int8 x uint4 products and z R stay within int32
@@ -61,19 +60,9 @@ def pack(weights: GroupedWeights) -> PackedWeights:
     return PackedWeights(words, scale, np.ascontiguousarray(weights.zero, np.uint8), k, n, group)
 
 
-@cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
 def usable_path(path: str | None = None) -> str:
-    """The path asked for, or the fastest of this CPU, which replaces one it has not got, with a warning."""
-    fastest = _native.late_dequantisation_path()
-    if path is not None and path not in PATHS:
-        raise InputError(f"Paths are {', '.join(PATHS)}, not {path!r}.")
-    if path == "avx512" and fastest != "avx512":
-        _warn_once("This CPU lacks the AVX-512 VNNI instructions of 4-bit products; using portable.")
-    return fastest if path is None or path != "portable" else path
+    """The instruction set of `PATHS` asked for, or the fastest of this CPU; see `threads.usable_path`."""
+    return native_threads.usable_path(path, PATHS, _native.late_dequantisation_path(), "4-bit products")
 
 
 def matmul(

@@ -18,9 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from bitwright import _native
 from bitwright.arithmetic.shift_and_add import LOWEST_EXPONENT
 from bitwright.core.errors import InputError
-from bitwright.kernels.bit_plane_matmul import thread_count
+from bitwright.kernels import threads as native_threads
+from bitwright.kernels.threads import thread_count
 
-PATHS = ("portable", "avx2", "avx512")
+PATHS = ("avx512", "avx2", "portable")
 _TILE = 16  # columns, as in native/shift_and_add.cpp
 Integers = NDArray[np.int64]
 
@@ -59,11 +60,8 @@ class PackedMask:
 
 
 def usable_path(path: str | None = None) -> str:
-    """The path asked for, or the fastest of this CPU. Raises InputError for one that this CPU has not got."""
-    here = PATHS[: PATHS.index(_native.shift_and_add_path()) + 1]
-    if path is not None and path not in here:
-        raise InputError(f"This CPU runs shifts and additions on {', '.join(here)}; {path!r} was asked for.")
-    return path or here[-1]
+    """The instruction set of `PATHS` asked for, or the fastest of this CPU; see `threads.usable_path`."""
+    return native_threads.usable_path(path, PATHS, _native.shift_and_add_path(), "shifts and additions")
 
 
 def pack_shifts(exponent: ArrayLike, sign: ArrayLike) -> ShiftWeights:
