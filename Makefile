@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint format docs tools benchmarks clean
+.PHONY: help demo test test-slow sanitize lint format docs tools clean
 
 help:
 	@echo "make demo        set up and evaluate studies/smollm2-int8.yaml: the main job"
 	@echo "make test        set up and run the default tests"
 	@echo "make test-slow   the long tests as well"
+	@echo "make sanitize    the kernels' tests under the address and undefined-behaviour sanitizers"
 	@echo "make lint        ruff, mypy and import-linter"
 	@echo "make docs        build the manual into site/"
 	@echo "make tools       install yosys, OpenSTA, Icarus, Verilator and the OSU 180 nm cells with apt (optional)"
@@ -25,6 +26,10 @@ test-slow:
 	@scripts/setup.sh test
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
+sanitize:
+	@scripts/setup.sh test
+	@scripts/sanitize.sh
+
 lint:
 	@scripts/setup.sh test lint
 	$(BIN)/ruff format --check
@@ -39,7 +44,7 @@ format:
 
 docs:
 	@scripts/setup.sh docs
-	$(BIN)/python -m bitwright.reproduce.catalogue > docs/catalogue.md
+	$(BIN)/python -m bitwright.reproduce.catalogue_pages docs
 	$(BIN)/mkdocs build --strict
 
 tools:

@@ -88,8 +88,9 @@ def test_bytes_and_work():
     packed = pack(operands(1, 4096, 64, 128)[1])
     assert packed.bytes == 4096 * 64 // 2
     found = work(3, packed)
-    assert (found.macs, found.dequantisations) == (3 * 4096 * 64, 2 * 3 * 32 * 64)
-    assert found.table_bytes == 32 * 64 * 5
+    assert found.operations == {"matrix int8": 2 * 3 * 4096 * 64, "fp32": 2 * 3 * 32 * 64}
+    assert found.traffic == {"memory": 4096 * 64 // 2 + 32 * 64 * 5 + 3 * 4096 + 4 * 3 * 64}
+    assert found.pieces == 4
 
 
 def test_a_path_this_cpu_has_not_warns_and_falls_back(monkeypatch):

@@ -1,9 +1,12 @@
+import json
+
 import pytest
 
 from bitwright.core.errors import BitwrightError, UnknownNameError
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.reproduce import catalogue
-from bitwright.reproduce.claims import Claim, Verdict, check
+from bitwright.reproduce.catalogue_pages import overview, page
+from bitwright.reproduce.claims import Claim, ClaimResult, Verdict, check
 
 
 def test_the_catalogue_has_76_distinct_systems_in_order():
@@ -56,5 +59,24 @@ def test_what_cannot_be_measured_is_unavailable_with_the_reason():
 
 
 def test_the_page_has_a_row_per_system():
-    page = catalogue.markdown(catalogue.systems())
+    page = overview(catalogue.systems())
     assert sum(line.startswith("| ") for line in page.splitlines()) == 77
+
+
+def test_kept_results_are_those_of_the_claims_of_today():
+    kept = {entry.slug: catalogue.stored_results(entry.slug) for entry in catalogue.systems()}
+    assert any(kept.values())
+    for slug, results in kept.items():
+        if results:
+            claims = catalogue.system(slug).claims()
+            assert [result.name for result in results] == [claim.name for claim in claims], slug
+            assert [result.published for result in results] == [claim.published for claim in claims], slug
+
+
+def test_a_result_survives_json_and_has_its_row_on_the_page():
+    result = check(Claim("speed | up", "one core", figure(2.0), lambda: figure(1.0), 0.1, "because of the cache"))
+    assert ClaimResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    text = page(catalogue.system("mixpe"), [result])
+    assert "| speed \\| up | one core | 2 x | 1 x | executed | differs (1) |" in text
+    assert "(1) because of the cache" in text
+    assert catalogue.verdict_counts([result]) == "1 differ"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 from rich.console import Console
 
@@ -20,24 +22,43 @@ def systems(
     from bitwright.reproduce import catalogue
 
     chosen = [catalogue.system(slug)] if slug else catalogue.systems()
-    rows = [[entry.number, entry.slug, entry.status, entry.title] for entry in chosen]
-    data = [{"number": a, "slug": b, "status": c, "title": d} for a, b, c, d in rows]
-    show(data, as_json, lambda out: out.print(table("Systems", ["no.", "slug", "status", "title"], rows)))
+    columns = ["number", "slug", "status", "claims", "title"]
+    rows = [
+        [
+            entry.number,
+            entry.slug,
+            entry.status,
+            catalogue.verdict_counts(catalogue.stored_results(entry.slug)),
+            entry.title,
+        ]
+        for entry in chosen
+    ]
+    data = [dict(zip(columns, row, strict=True)) for row in rows]
+    show(data, as_json, lambda out: out.print(table("Systems", columns, rows)))
 
 
 @app.command()
 def reproduce(
     slug: str = typer.Argument(..., metavar="SLUG", help="A system of the catalogue, for example bitweight-tpe."),
+    stored: bool = typer.Option(False, "--stored", help="Print the results kept with Bitwright; measure nothing."),
+    output: Path = typer.Option(None, "--output", "-o", metavar="FILE", help="Write the results as JSON as well."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Measure the claims of a published system and print them beside the published figures.
 
-    Example: `bitwright reproduce bitweight-tpe`
+    Examples: `bitwright reproduce bitweight-tpe`, `bitwright reproduce mixpe --stored`
     """
+    from bitwright.core.errors import BitwrightError
+    from bitwright.core.files import write_json
     from bitwright.core.quantity import format_value
     from bitwright.reproduce import catalogue
 
-    results = catalogue.reproduce(slug)
+    results = catalogue.stored_results(slug) if stored else catalogue.reproduce(slug)
+    if not results:
+        raise BitwrightError(f"No results of {slug} are kept; run `bitwright reproduce {slug}` without --stored.")
+    data = [result.to_json() for result in results]
+    if output is not None:
+        write_json(output, data)
     notes = list(dict.fromkeys(result.explanation for result in results if result.explanation))
     rows = [
         [
@@ -55,4 +76,4 @@ def reproduce(
         for number, note in enumerate(notes, 1):
             out.print(f"({number}) {note}", highlight=False, markup=False)
 
-    show([result.to_json() for result in results], as_json, render)
+    show(data, as_json, render)

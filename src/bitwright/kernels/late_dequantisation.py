@@ -21,6 +21,7 @@ from bitwright.arithmetic.late_dequantisation import GroupedWeights, check_weigh
 from bitwright.core.errors import InputError
 from bitwright.kernels import threads as native_threads
 from bitwright.kernels.threads import thread_count
+from bitwright.kernels.work import Work
 
 PATHS = ("avx512", "portable")
 _MOST_POSITIONS = 1 << 19  # of a group: sums of int8 x uint4 products and z R stay within int32
@@ -123,20 +124,16 @@ def _check_shape(x: NDArray[Any], weights: PackedWeights) -> None:
         raise InputError(f"Activations {x.shape} do not meet weights {(weights.k, weights.n)}; expected (m, k), m > 0.")
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a product (m, k) x (k, n) takes on the CPU: multiply-accumulates with codes, bytes of packed weights and
-    tables that pass the cores once per pass over the weights, operations of dequantisation."""
-
-    macs: int
-    weight_bytes: int
-    table_bytes: int
-    dequantisations: int
-
-
 def work(m: int, weights: PackedWeights) -> Work:
-    """The description of `matmul` with m rows; the weights stay in the cache between tiles of rows, or not."""
+    """What `matmul` of int8 activations does with m rows: products of codes, one scaling and one subtraction per group
+    and result, the packed weights and their tables read once (they stay in the cache between tiles of rows, or not).
+
+    Raises InputError for fewer than one row."""
     if m < 1:
         raise InputError(f"{m} rows asked for; expected at least one.")
-    tables = weights.scale.nbytes + weights.zero.nbytes
-    return Work(m * weights.n * weights.k, weights.bytes, tables, 2 * m * weights.scale.size)
+    tables, results = weights.scale.nbytes + weights.zero.nbytes, 4 * m * weights.n
+    return Work(
+        {"matrix int8": 2.0 * m * weights.n * weights.k, "fp32": 2.0 * m * weights.scale.size},
+        {"memory": weights.bytes + tables + m * weights.k + results},
+        pieces=-(-weights.n // 16),
+    )

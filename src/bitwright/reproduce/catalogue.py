@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,9 +19,13 @@ from types import ModuleType
 
 from bitwright.core.errors import BitwrightError, UnknownNameError
 from bitwright.core.progress import progress
-from bitwright.reproduce.claims import Claim, ClaimResult, check
+from bitwright.reproduce.claims import Claim, ClaimResult, Verdict, check
 
 PLANNED = "planned"
+_COUNTED = {
+    Verdict.AGREES: "agree", Verdict.EXCEEDS: "exceed", Verdict.DIFFERS: "differ", Verdict.REPORTED: "reported",
+    Verdict.UNAVAILABLE: "unavailable",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,23 +91,13 @@ def reproduce(slug: str) -> list[ClaimResult]:
     return results
 
 
-def markdown(entries: Sequence[System]) -> str:
-    """The catalogue page of the manual."""
-    built = sum(entry.status != PLANNED for entry in entries)
-    lines = [
-        "# Catalogue of systems",
-        "",
-        f"Bitwright sets out to hold {len(entries)} published systems as working, reusable parts; {built} of them have",
-        "entered so far. `bitwright systems` prints this table, `bitwright reproduce SLUG` runs a system's claims.",
-        "",
-        "| no. | system | status | paper | entry points |",
-        "|---|---|---|---|---|",
-    ]
-    for entry in entries:
-        points = "<br>".join(f"`{point}`" for point in entry.entry_points)
-        lines.append(f"| {entry.number} | {entry.slug} | {entry.status} | {entry.title} | {points} |")
-    return "\n".join(lines) + "\n"
+def stored_results(slug: str) -> list[ClaimResult]:
+    """The results of the last whole run that was kept with Bitwright; empty where none was."""
+    path = files("bitwright.reproduce") / "results" / f"{system(slug).slug}.json"
+    return [ClaimResult.from_json(row) for row in json.loads(path.read_text("utf-8"))] if path.is_file() else []
 
 
-if __name__ == "__main__":
-    print(markdown(systems()), end="")
+def verdict_counts(results: Sequence[ClaimResult]) -> str:
+    """How many claims have which verdict, such as "12 agree, 3 reported"."""
+    counts = Counter(result.verdict for result in results)
+    return ", ".join(f"{counts[verdict]} {_COUNTED[verdict]}" for verdict in Verdict if counts[verdict])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -60,6 +60,15 @@ class ClaimResult:
             "verdict": str(self.verdict),
             "explanation": self.explanation,
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ClaimResult:
+        """The result that `to_json` wrote."""
+        ours = Quantity.from_json(data["ours"]) if data["ours"] else None
+        return cls(
+            data["name"], data["conditions"], Quantity.from_json(data["published"]), ours, Verdict(data["verdict"]),
+            data["explanation"],
+        )  # fmt: skip
 
 
 def check(claim: Claim) -> ClaimResult:
