@@ -4,7 +4,7 @@ import pytest
 
 from bitwright.core.quantity import Evidence
 from bitwright.reproduce import bipolar_int, l_mul, mixpe, olive, shiftaddvit
-from bitwright.reproduce.catalogue import systems
+from bitwright.reproduce.catalogue import stored_results, systems
 from bitwright.reproduce.claims import Verdict, check
 
 
@@ -24,6 +24,7 @@ def test_weights_of_minilm_in_outlier_pairs():
     assert [result.verdict for result in results] == [Verdict.AGREES] * 4
 
 
-def test_the_catalogue_shows_them_as_started():
-    status = {system.slug: system.status for system in systems()}
-    assert all(status[slug] == "started" for slug in ("mixpe", "bipolar-int", "shiftaddvit"))
+def test_the_catalogue_holds_them_and_their_results():
+    chosen = [system for system in systems() if system.slug in ("mixpe", "bipolar-int", "shiftaddvit", "bfp-outliers")]
+    assert {system.status for system in chosen} == {"complete"}
+    assert all(stored_results(system.slug) for system in chosen)

@@ -14,7 +14,7 @@ from bitwright.core import cache
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.reproduce.claims import Claim
 
-STATUS = "started"
+STATUS = "complete"
 ENTRY_POINTS = (
     "bitwright.arithmetic.formats.shared_exponent.block_floating_point",
     "bitwright.compression.key_channel_sort.k_sort",

@@ -23,7 +23,7 @@ from bitwright.models.load import load, weight_paths
 from bitwright.models.perplexity import perplexity, read_text, text_ids
 from bitwright.reproduce.claims import Claim
 
-STATUS = "started"
+STATUS = "complete"
 ENTRY_POINTS = (
     "bitwright.kernels.bit_plane_matmul.matmul",
     "bitwright.kernels.bit_plane_cost.select_kernel",

@@ -38,7 +38,7 @@ from bitwright.engine.standalone_units import (
 from bitwright.reproduce import mixpe_models, mixpe_performance
 from bitwright.reproduce.claims import Claim
 
-STATUS = "started"
+STATUS = "complete"
 ENTRY_POINTS = (
     "bitwright.arithmetic.late_dequantisation.matmul",
     "bitwright.arithmetic.late_dequantisation.dequantisation_work",

@@ -21,7 +21,7 @@ from bitwright.core.quantity import Evidence, Quantity
 from bitwright.reproduce import olive_digits, olive_models, olive_performance
 from bitwright.reproduce.claims import Claim
 
-STATUS = "started"
+STATUS = "complete"
 ENTRY_POINTS = (
     "bitwright.arithmetic.formats.outlier_victim.OutlierVictimPairs",
     "bitwright.arithmetic.formats.outlier_victim_products.packed_matmul",
