@@ -264,3 +264,28 @@ def masked_sums_loop(
     mask: NDArray[np.uint8], v: NDArray[np.float32], threads: int, out: NDArray[np.float32]
 ) -> None: ...
 def run_rounds(kind: str, rounds: int) -> int: ...
+def group_ranges(
+    x: NDArray[np.float32], groups: int, inner: int, threads: int, low: NDArray[np.float32], high: NDArray[np.float32]
+) -> None: ...
+def quantise_groups(
+    x: NDArray[np.float32],
+    groups: int,
+    inner: int,
+    bits: int,
+    low: NDArray[np.float32],
+    range: NDArray[np.float32],
+    stochastic: bool,
+    seed: int,
+    threads: int,
+    codes: NDArray[np.uint8],
+) -> None: ...
+def dequantise_groups(
+    codes: NDArray[np.uint8],
+    groups: int,
+    inner: int,
+    bits: int,
+    low: NDArray[np.float32],
+    range: NDArray[np.float32],
+    threads: int,
+    x: NDArray[np.float32],
+) -> None: ...
