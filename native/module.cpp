@@ -11,6 +11,7 @@ void bind_late_dequantisation(nanobind::module_& m);
 void bind_logarithmic_multiplication(nanobind::module_& m);
 void bind_number_formats(nanobind::module_& m);
 void bind_outlier_victim(nanobind::module_& m);
+void bind_packed_rows(nanobind::module_& m);
 void bind_peak_rates(nanobind::module_& m);
 void bind_shift_and_add(nanobind::module_& m);
 void bind_timeline(nanobind::module_& m);
@@ -27,6 +28,7 @@ NB_MODULE(_native, m) {
     bitwright::bind_logarithmic_multiplication(m);
     bitwright::bind_number_formats(m);
     bitwright::bind_outlier_victim(m);
+    bitwright::bind_packed_rows(m);
     bitwright::bind_peak_rates(m);
     bitwright::bind_shift_and_add(m);
     bitwright::bind_timeline(m);

@@ -289,3 +289,15 @@ def dequantise_groups(
     threads: int,
     x: NDArray[np.float32],
 ) -> None: ...
+def bias_gelu(x: NDArray[np.float32], bias: NDArray[np.float32], tanh_form: bool, threads: int) -> None: ...
+def residual_norm(
+    x: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    residual: NDArray[np.float32],
+    gain: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    epsilon: float,
+    place: NDArray[np.int64],
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...

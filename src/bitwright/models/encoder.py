@@ -103,11 +103,13 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def embed_sentences(
-    model: Encoder, tokenizer: Tokenizer, sentences: Sequence[str], max_tokens: int = 256, batch: int = 32
-) -> Tensor:
+    model: Encoder, tokenizer: Tokenizer, sentences: Sequence[str], max_tokens: int = 256, batch: int = 32,
+    run: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """Unit vectors (sentences, hidden): mean-pooled hidden states, scaled to length 1.
 
-    Sentences are cut to `max_tokens` tokens, the closing one kept. Raises InputError for no sentences or a
+    Sentences are cut to `max_tokens` tokens, the closing one kept. `run` computes the hidden states in place of the
+    model; `packed_encoder.PackedEncoder(model)` does so without padding. Raises InputError for no sentences or a
     `max_tokens` the model does not take.
     """
     if not sentences or not 3 <= max_tokens <= model.config.max_positions or batch < 1:
@@ -128,7 +130,8 @@ def embed_sentences(
             ids = torch.tensor([each + [0] * (longest - len(each)) for each in group], device=device)
             lengths = torch.tensor([len(each) for each in group], device=device)
             mask = torch.arange(longest, device=device) < lengths[:, None]
-            vectors.append(functional.normalize(mean_pool(model(ids, mask), mask), dim=-1))
+            states = (run or model)(ids, mask)
+            vectors.append(functional.normalize(mean_pool(states, mask), dim=-1))
     return torch.cat(vectors)
 
 
