@@ -117,6 +117,7 @@ def measure(case: Case, rates: Rates, threads: int = 1, repeats: int = 9) -> Tim
             inner[name] = max(1, int(_LEAST_S / max(perf_counter() - start, 1e-9)))
         for _ in range(repeats):
             for name, side in sides.items():
+                side(threads)  # until the other side's threads sleep, and the caches hold this side's operands
                 start = perf_counter()
                 for _ in range(inner[name]):
                     side(threads)

@@ -1,8 +1,8 @@
 """Time of a BERT encoder on a GPU: padded and as PyTorch's JIT runs it, padded with fused operators, or packed.
 
 Every kernel that a layer starts is counted: operations of the matrix unit in tiles of 128 x 128, bytes of operands and
-results in half precision, one launch. Kernels run one after the other. Evidence: predicted, from the machine file alone;
-the same rates for every form. Source: arXiv 2210.03052 (which operators are fused, attention A to C).
+results in half precision, one launch. Kernels run one after the other. Evidence: predicted, from the machine file
+alone; the same rates for every form. Source: arXiv 2210.03052 (which operators are fused, attention A to C).
 """
 
 from __future__ import annotations
