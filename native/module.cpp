@@ -3,6 +3,7 @@
 
 namespace bitwright {
 void bind_activation_quantisation(nanobind::module_& m);
+void bind_attention(nanobind::module_& m);
 void bind_bit_plane_matmul(nanobind::module_& m);
 void bind_block_floating_attention(nanobind::module_& m);
 void bind_digit_histogram(nanobind::module_& m);
@@ -20,6 +21,7 @@ void bind_timeline(nanobind::module_& m);
 NB_MODULE(_native, m) {
     m.doc() = "Native kernels of Bitwright.";
     bitwright::bind_activation_quantisation(m);
+    bitwright::bind_attention(m);
     bitwright::bind_bit_plane_matmul(m);
     bitwright::bind_block_floating_attention(m);
     bitwright::bind_digit_histogram(m);

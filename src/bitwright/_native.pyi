@@ -1,5 +1,7 @@
 """Types of the native kernels; shapes and meanings are in native/*.cpp."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -300,4 +302,39 @@ def residual_norm(
     place: NDArray[np.int64],
     threads: int,
     out: NDArray[np.float32],
+) -> None: ...
+def attention_path() -> str: ...
+def attention_forward(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    q_offsets: NDArray[np.int64],
+    k_offsets: NDArray[np.int64],
+    scale: float,
+    cap: float,
+    left: int,
+    right: int,
+    path: str,
+    threads: int,
+    out: NDArray[np.float32],
+    lse: NDArray[np.float32],
+) -> None: ...
+def attention_backward(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    out: NDArray[np.float32],
+    dout: NDArray[np.float32],
+    lse: NDArray[np.float32],
+    q_offsets: NDArray[np.int64],
+    k_offsets: NDArray[np.int64],
+    scale: float,
+    cap: float,
+    left: int,
+    right: int,
+    path: str,
+    threads: int,
+    dq: NDArray[np.float32],
+    dk: NDArray[np.float32],
+    dv: NDArray[np.float32],
 ) -> None: ...

@@ -7,7 +7,6 @@ begins and `index` where each row lies in the padded batch. Source: arXiv 2210.0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from bitwright import _native
@@ -82,24 +81,16 @@ def packing_of_lengths(lengths: torch.Tensor, longest: int | None = None) -> Pac
     return packing(torch.arange(most) < lengths[:, None])
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, threads: int | None = None
+) -> torch.Tensor:
     """Softmax attention within each sequence: rows (tokens, heads, head_dim) and `offsets` (batch + 1,) to the same.
 
-    No padding is computed. Raises InputError for offsets that do not rise from 0 to the number of rows.
+    No padding is computed; this is `attention.flash` on packed rows, which says what is refused.
     """
-    import torch
-    from torch.nn import functional
+    from bitwright.kernels.attention import flash
 
-    if q.shape != k.shape or q.shape != v.shape or q.ndim != 3:
-        raise InputError(f"Rows {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}: expected (tokens, heads, dim).")
-    ends = offsets.tolist()
-    if not ends or ends[0] != 0 or ends[-1] != len(q) or any(b < a for a, b in pairwise(ends)):
-        raise InputError(f"Offsets {ends[:8]} do not rise from 0 to {len(q)} rows.")
-    out = torch.empty_like(q)
-    for begin, end in pairwise(ends):
-        if end > begin:
-            queries, keys, values = (each[begin:end].transpose(0, 1)[None] for each in (q, k, v))
-            out[begin:end] = functional.scaled_dot_product_attention(queries, keys, values)[0].transpose(0, 1)
+    out: torch.Tensor = flash(q, k, v, cu_seqlens_q=offsets, threads=threads)
     return out
 
 
