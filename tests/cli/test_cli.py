@@ -67,12 +67,12 @@ def test_commands_stand_in_the_order_of_a_study(environment: dict[str, str]) -> 
     "command",
     ["evaluate", "trace", "engine generate", "engine verify", "engine synthesise",
      "engine transform", "engine cycles", "machine list", "machine show",
-     "machine measure", "systems", "reproduce", "cache show", "cache clear"],
+     "machine measure", "kernels list", "kernels bench", "systems", "reproduce", "cache show", "cache clear"],
 )  # fmt: skip
 def test_help_teaches_with_an_example_and_every_command_offers_json(command: str, environment: dict[str, str]) -> None:
     from typer.testing import CliRunner
 
-    from bitwright.cli import cache, engine, evaluate, machine, systems, trace  # noqa: F401
+    from bitwright.cli import cache, engine, evaluate, kernels, machine, systems, trace  # noqa: F401
     from bitwright.cli.main import app
 
     text = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output

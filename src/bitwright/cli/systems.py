@@ -46,7 +46,7 @@ def reproduce(
 ) -> None:
     """Measure the claims of a published system and print them beside the published figures.
 
-    Examples: `bitwright reproduce bitweight-tpe`, `bitwright reproduce mixpe --stored`
+    Example: `bitwright reproduce bitweight-tpe`, or without measuring `bitwright reproduce mixpe --stored`
     """
     from bitwright.core.errors import BitwrightError
     from bitwright.core.files import write_json
