@@ -86,6 +86,15 @@ def test_the_python_of_the_walk_through_prints_what_its_comments_say(tmp_path):
     assert in_order(numbers(said), numbers(done.stdout)), (said, done.stdout)
 
 
+def test_the_python_of_the_page_on_kernels_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "kernels.md").read_text(), re.S)
+    assert len(blocks) >= 3
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1_000_000
+
+
 def test_there_are_commands_to_compare():
     assert len(list(shown())) >= 7
 
