@@ -469,11 +469,14 @@ static void quantise_planes(Array<const float, 2> x, size_t bits, float share, b
         for (size_t row = first; row < last; ++row) {
             const float* from = x.data() + row * k;
             float& scale = scales.data()[row];
+            bool empty = false;
             if (!given) {
                 scale = magnitude(from, k) / top * share;
-                scale = scale == 0 ? 1.0f : std::max(scale, std::numeric_limits<float>::min());
+                empty = scale == 0;  // no odd integer is zero: the scale is
+                scale = empty ? 1.0f : std::max(scale, std::numeric_limits<float>::min());
             }
             sums.data()[row] = 2 * quantise(from, k, scale, top, out, row) - static_cast<int64_t>(k) * static_cast<int64_t>(top);
+            if (empty) scale = 0;
         }
     });
 }

@@ -283,3 +283,40 @@ def test_exact_products_of_rounded_operands():
 def test_bad_input(call, error):
     with pytest.raises(error):
         call()
+
+
+def test_float64_is_rounded_once():
+    assert lmul.codes(np.array([1 + 2**-8 + 2**-40, 1 + 2**-8, 1 + 2**-8 - 2**-40]), "bf16").tolist() == [
+        0x3F81,
+        0x3F80,
+        0x3F80,
+    ]
+    assert lmul.codes(np.array([1 + 2**-4 + 2**-40]), "e4m3").tolist() == [0x39]
+    assert lmul.codes(np.array([np.inf, 1e300, -1e-300]), "bf16").tolist() == [0x7F80, 0x7F80, 0x8000]
+    assert lmul.round_mantissa(np.array([1 + 2**-5 + 2**-40]), 4)[0] == np.float32(1 + 2**-4)
+
+
+def test_a_signalling_nan_of_bf16_stays_nan():
+    signalling = np.array([0x7F800001], np.uint32).view(np.float32)
+    assert np.isnan(lmul.values(lmul.codes(signalling, "bf16"), "bf16")).all()
+
+
+def test_numbers_beyond_float32_are_refused():
+    with pytest.raises(InputError, match="beyond float32"):
+        lmul.matmul(np.array([[1e300]]), np.array([[1e-10]]), 4)
+
+
+@pytest.mark.parametrize("text", ["bf16/0", "bf16/²", "bf16/99999999999999", "bf16/", "fp32/4"])
+def test_accumulators_that_there_are_not(text):
+    with pytest.raises(InputError, match="Accumulation"):
+        lmul.accumulator(text)
+
+
+def test_errors_of_no_pairs_and_of_subnormal_data():
+    assert np.isfinite(errors.error(4, data=np.array([1e-50, 1.0])).mean_absolute)
+    for call in (
+        lambda: errors.error(4, data=np.array([1e-50])), lambda: errors.error(4, pairs=0),
+        lambda: errors.dot_product_error(4, count=0), lambda: errors.expected_error(4, form="foo"),
+    ):  # fmt: skip
+        with pytest.raises((InputError, UnknownNameError)):
+            call()

@@ -233,3 +233,49 @@ def test_text_and_errors():
         TensorEngine(multiplier="fp8_e4m3")
     with pytest.raises(InputError):
         apply(TensorEngine(2, 2, multiplier="fp4_e2m1").nest, "opt1")
+
+
+@pytest.mark.skipif(shutil.which("iverilog") is None, reason="iverilog is not installed")
+@pytest.mark.eda
+@pytest.mark.parametrize("name", ["uint4", "mask", "uint4*mask", "mask*uint4", "fp8_e4m3*uint4"])
+def test_products_without_a_sign_in_hardware(name):
+    unit = product_unit(name)
+    verify(TensorEngine(2, 2, a_bits=unit.a_bits, b_bits=unit.b_bits, accumulator_bits=24, multiplier=name))
+
+
+def test_every_pair_of_kinds_builds_a_nest_that_computes():
+    names = [
+        "int2", "int4", "int8", "uint4", "mask", "shift3", "power3", "power5", "ovp4", "fp8_e4m3", "fp6_e2m3",
+        "fp4_e2m1",
+    ]  # fmt: skip
+    built = 0
+    for a in names:
+        for b in names:
+            name = product_name(a, b)
+            if name is None:
+                continue
+            unit = product_unit(name)
+            bits = min(62, unit.product_bits + 8)
+            engine = TensorEngine(2, 2, a_bits=unit.a_bits, b_bits=unit.b_bits, accumulator_bits=bits, multiplier=name)
+            rng = np.random.default_rng(built)
+            x, y = normal_words(unit.a, rng, (2, 3)), normal_words(unit.b, rng, (3, 2))
+            assert np.array_equal(run(engine.nest, x, y), unit.matmul(x, y)), name
+            built += 1
+    assert built > 100
+
+
+def test_accumulators_hold_what_encoders_make():
+    assert product_unit("ovp4").encoded_bits == 15 < product_unit("ovp4").product_bits
+    assert product_unit("int8").encoded_bits == product_unit("int8").product_bits
+
+
+def test_sums_of_words_are_checked():
+    unit = product_unit("int8")
+    for a, b in ((np.ones((2, 3), int), np.ones((5, 2), int)), (np.ones(3, int), np.ones((3, 2), int))):
+        with pytest.raises(InputError, match=r"\(m, k\) and \(k, n\)"):
+            unit.matmul(a, b)
+    with pytest.raises(InputError, match="8 bits, not 300"):
+        unit.values(300, 1)
+    wide = product_unit("fp8_e5m2*power6")
+    with pytest.raises(InputError, match="leave int64"):
+        wide.matmul(np.zeros((1, 64), int), np.zeros((64, 1), int))

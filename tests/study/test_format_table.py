@@ -189,6 +189,11 @@ def test_engines_multiply_the_codes_of_both_operands() -> None:
     assert (mixed.a_bits, mixed.b_bits) == (8, 4)
     assert engine_for(FormatAssignment("mxfp4", "mxfp4")) == engine_for(FormatAssignment("fp4_e2m1/row", "mxfp4"))
     assert engine_for(FormatAssignment("int4/32")) is None
+    widths = {"int8/row": 16 + 10, "int4/32": 8 + 10, "ovp4/row": 15 + 10}  # products that are made, sums of 1024
+    for name, bits in widths.items():
+        engine = engine_for(FormatAssignment(name, name))
+        assert engine is not None
+        assert engine.accumulator_bits == bits
     assert engine_for(FormatAssignment("fp8_e5m2/row", "fp8_e5m2/row")) is None
 
 
@@ -198,6 +203,10 @@ def test_errors_of_files_and_normal_data(tmp_path: Path) -> None:
     x = np.random.default_rng(1).normal(size=(8, 64)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     save_file({"w": x, "bias": x[0], "other": 2 * x}, tmp_path / "x.safetensors")
+    save_file({"w": np.ones((2, 4), np.int32)}, tmp_path / "integers.safetensors")
+    (tmp_path / "nothing.npy").write_bytes(b"")
+    np.save(tmp_path / "empty.npy", np.zeros((0, 2), np.float32))
+    np.save(tmp_path / "single.npy", np.float32(1))
     (one,) = file_errors("mxfp4", tmp_path / "x.npy")
     assert one.statistics == formats.error_statistics(formats.parse("mxfp4"), x)
     assert [each.tensor for each in file_errors("mxfp4", tmp_path / "x.safetensors")] == ["other", "w"]
@@ -207,6 +216,9 @@ def test_errors_of_files_and_normal_data(tmp_path: Path) -> None:
         assert normal_error(name).statistics.sqnr_db > 10
     for path, tensor, message in (
         ("y.npy", None, "Cannot read"), ("x.txt", None, "neither"), ("x.safetensors", "v", "no tensor 'v'"),
+        ("nothing.npy", None, "Cannot read"), ("empty.npy", None, "round floating-point"),
+        ("single.npy", None, "round floating-point"), ("integers.safetensors", None, "int32"),
+        ("x.npy", "w", "holds one array"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             file_errors("mxfp4", tmp_path / path, tensor)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic.logarithmic_multiplication import (
+    FORMS,
     Form,
     Offset,
     best_offset,
@@ -20,7 +21,7 @@ from bitwright.arithmetic.logarithmic_multiplication import (
     multiply,
     round_mantissa,
 )
-from bitwright.core.errors import InputError
+from bitwright.core.errors import InputError, UnknownNameError
 
 Data = ArrayLike | tuple[ArrayLike, ArrayLike] | Literal["uniform", "normal"]
 
@@ -73,6 +74,8 @@ def dot_product_error(
     mantissa: int, length: int = 1024, form: Form = "adder", offset: Offset = "paper", count: int = 1000, seed: int = 0,
 ) -> DotProductError:  # fmt: skip
     """Of dot products of normal vectors, summed exactly. "product": every product is rounded to the same mantissa."""
+    if count < 1 or length < 1:
+        raise InputError(f"{count} dot products of {length} values asked for; expected at least one of each.")
     rng = np.random.default_rng(seed)
     found, exact = np.zeros(count), np.zeros(count)
     for start in range(0, count, 100):
@@ -97,6 +100,8 @@ def expected_error(
     Without `mantissa` operands are not rounded and the constant is that of wide mantissas, 2^-4. Raises InputError for
     the form "product", and for mantissas that the cells do not resolve.
     """
+    if form not in FORMS:
+        raise UnknownNameError("L-Mul form", form, FORMS)
     if form == "product":
         raise InputError("The analytic error is that of the forms adder and algebraic, not of exact products.")
     if mantissa is not None and mantissa > bits - 3:
@@ -129,6 +134,8 @@ def _products(
 
 
 def _pairs(data: Data, pairs: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if pairs < 1:
+        raise InputError(f"Errors of {pairs} pairs asked for; expected at least one.")
     rng = np.random.default_rng(seed)
     if isinstance(data, str):
         if data not in ("uniform", "normal"):
@@ -137,10 +144,11 @@ def _pairs(data: Data, pairs: int, seed: int) -> tuple[NDArray[np.float32], NDAr
     else:
         pools = []
         for part in data if isinstance(data, tuple) else (data, data):
-            pool = np.asarray(part, np.float64).reshape(-1)
-            pool = pool[pool != 0]
+            with np.errstate(over="ignore"):
+                pool = np.asarray(part, np.float32).reshape(-1)
+            pool = pool[~(np.abs(pool) < np.finfo(np.float32).tiny)]  # L-Mul flushes subnormal numbers to zero
             if not pool.size or not np.isfinite(pool).all():
-                raise InputError(f"Data of {pool.size} values other than zero; expected some, all of them finite.")
+                raise InputError(f"Data of {pool.size} normal float32 values; expected some, all of them finite.")
             pools.append(pool)
         x, y = (rng.choice(pool, pairs) for pool in pools)
     return x.astype(np.float32), y.astype(np.float32)

@@ -18,6 +18,7 @@ and its PTX simulation (adder); a Mitchell (1962) multiplier with another consta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,7 +97,7 @@ def codes(x: ArrayLike, fmt: str, nan: Literal["propagate"] | None = None) -> ND
                 f"{fmt} operands hold {special.sum()} values that are NaN or infinite and no policy for NaN is set: "
                 'remove them or pass nan="propagate".'
             )
-        flat = np.ascontiguousarray(np.where(special, 0, real), np.float32).reshape(1, -1)
+        flat = np.ascontiguousarray(_narrowed(np.where(special, 0, real))).reshape(1, -1)
         made = FLOATS[f"fp8_{fmt}"].encode(flat, np.ones(1, np.float32)) if real.size else flat.astype(np.uint8)
         found = np.asarray(made.reshape(real.shape), np.int64)
         reserved = np.where(np.isnan(real) | (not form.infinite), 0x7F, form.special)
@@ -104,11 +105,25 @@ def codes(x: ArrayLike, fmt: str, nan: Literal["propagate"] | None = None) -> ND
     with np.errstate(over="ignore"):
         if form.name == "fp16":
             return real.astype(np.float16).view(np.uint16).astype(np.int64)
-        bits = real.astype(np.float32).view(np.uint32).astype(np.int64)
-    if form.name == "fp32":
-        return np.asarray(bits)
+        if form.name == "fp32":
+            return np.asarray(real.astype(np.float32).view(np.uint32).astype(np.int64))
+        bits = _narrowed(real).view(np.uint32).astype(np.int64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.asarray(np.where(np.isnan(real), (bits >> 16) | 0x40, rounded))
+
+
+def _narrowed(real: NDArray[Any]) -> Floats:
+    """x as float32 for a later rounding to fewer bits: inexact values get an odd last bit (round to odd), so that they
+    are not rounded twice to nearest; beyond float32 the largest number or, from infinity, infinity."""
+    if real.dtype != np.float64:
+        return np.asarray(real, np.float32)
+    with np.errstate(over="ignore"):
+        near = real.astype(np.float32)
+    bits = near.view(np.uint32)
+    exact = (near.astype(np.float64) == real) | np.isnan(real)
+    beyond = np.abs(near.astype(np.float64)) > np.abs(real)
+    truncated = bits - np.where(~exact & beyond, np.uint32(1), np.uint32(0)).astype(np.uint32)
+    return np.asarray(np.where(exact, bits, truncated | np.uint32(1)).astype(np.uint32).view(np.float32))
 
 
 def values(code: ArrayLike, fmt: str) -> NDArray[np.float64]:
@@ -180,10 +195,13 @@ def round_mantissa(x: ArrayLike, mantissa_bits: int) -> Floats:
     real = np.asarray(x)
     if not np.issubdtype(real.dtype, np.floating):
         raise InputError(f"L-Mul takes floating-point tensors, not {real.dtype}.")
-    if not np.isfinite(real).all():
-        raise InputError(f"L-Mul products of NaN or infinity: the tensor holds {int((~np.isfinite(real)).sum())}.")
-    bits = np.ascontiguousarray(real, np.float32).view(np.uint32)
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(real, np.float32)
+    if not np.isfinite(narrow).all():
+        wrong = int((~np.isfinite(narrow)).sum())
+        raise InputError(f"L-Mul products of NaN, infinity or numbers beyond float32: the tensor holds {wrong}.")
     drop = 23 - mantissa_bits
+    bits = (_narrowed(real) if drop else narrow).view(np.uint32)
     if drop:
         bits = (bits + np.uint32((1 << (drop - 1)) - 1) + ((bits >> np.uint32(drop)) & np.uint32(1))) & np.uint32(
             0xFFFFFFFF ^ ((1 << drop) - 1)
@@ -202,7 +220,7 @@ def accumulator(text: str) -> tuple[int, int, int, float]:
     name, slash, size = text.partition("/")
     if text == "fp32":
         return 0, 23, -126, FORMATS["fp32"].largest
-    if name not in _SUMS or (slash and not (size.isdigit() and int(size))):
+    if name not in _SUMS or (slash and not (re.fullmatch("[0-9]{1,9}", size) and int(size))):
         raise InputError(
             f"Accumulation in {text!r} asked for; expected fp32, or one of {', '.join(_SUMS)}, rounded after every 32 "
             'products or every n with "/n".'

@@ -102,6 +102,13 @@ class ProductUnit:
         """Bits of the signed product."""
         return _signed_bits(*self.range)
 
+    @cached_property
+    def encoded_bits(self) -> int:
+        """Bits of the signed products that occur: those of words that encoders make."""
+        made = [kind.numbers & ~np.isin(np.arange(1 << kind.bits), kind.unused) for kind in (self.a, self.b)]
+        products = self.table[np.ix_(*made)]
+        return _signed_bits(int(products.min()), int(products.max()))
+
     def values(self, a: ArrayLike, b: ArrayLike) -> Integers:
         """Products of words, signed or unsigned readings, broadcast against each other.
 
@@ -109,7 +116,12 @@ class ProductUnit:
         """
         codes = []
         for side, kind, words in (("A", self.a, a), ("B", self.b, b)):
-            found = np.asarray(words) & ((1 << kind.bits) - 1)
+            given = np.asarray(words)
+            if given.size and (given.min() < -(1 << (kind.bits - 1)) or given.max() >= 1 << kind.bits):
+                raise InputError(
+                    f"{self.name}: operand {side} has {kind.bits} bits, not {given.min()} to {given.max()}."
+                )
+            found = given & ((1 << kind.bits) - 1)
             if kind.undefined and not kind.numbers[found].all():
                 bad = found[~kind.numbers[found]].flat[0]
                 raise InputError(
@@ -120,8 +132,13 @@ class ProductUnit:
         return np.asarray(self.table[codes[0], codes[1]])
 
     def matmul(self, a: ArrayLike, b: ArrayLike) -> Integers:
-        """Sums of products of words (m, k) and (k, n), exact."""
+        """Sums of products of words (m, k) and (k, n), exact. Raises InputError for other shapes and for sums that
+        could leave int64."""
         left, right = np.asarray(a), np.asarray(b)
+        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+            raise InputError(f"{self.name}: expected words (m, k) and (k, n), not {left.shape} and {right.shape}.")
+        if max(-self.range[0], self.range[1]) * left.shape[1] >= 1 << 63:
+            raise InputError(f"{self.name}: sums over {left.shape[1]} products could leave int64; split the sum.")
         total = np.zeros((left.shape[0], right.shape[1]), np.int64)
         for at in range(left.shape[1]):
             total += self.values(left[:, at, None], right[None, at])
@@ -202,10 +219,9 @@ def product_unit(name: str) -> ProductUnit:
         )
 
     def circuit(module: Any, left: Any, right: Any) -> Any:
-        if b.name == "uint4":
-            return sum(_gated(left, right[place]) << place for place in range(4))
         (m_a, e_a), (m_b, e_b) = a.split(module, left), b.split(module, right)
-        product = m_a * m_b
+        gated = b.name == "uint4"
+        product = sum(_gated(m_a, right[place]) << place for place in range(4)) if gated else m_a * m_b
         exponents = [exponent for exponent in (e_a, e_b) if exponent is not None]
         return product << sum(exponents[1:], exponents[0]) if exponents else product
 

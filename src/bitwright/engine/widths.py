@@ -193,6 +193,9 @@ def fit_widths(nest: Nest) -> Nest:
             # With its increment apart, the greatest multiple is one less.
             high = bounds.high - (len(nest.producer(name).outputs) > 1)
             words[name] = replace(value, bits=_bits(bounds.low, high))
+        elif nest.producer(name).operation is Operation.MULTIPLY:
+            # signed even where no product is negative: an unsigned product is one with a bias
+            words[name] = replace(value, bits=_bits(min(bounds.low, -1), bounds.high), signed=True)
         else:
             words[name] = replace(value, bits=bounds.bits, signed=bounds.low < 0)
     for step, _ in reversed(list(placed_steps(nest.body))):

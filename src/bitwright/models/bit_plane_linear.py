@@ -132,8 +132,10 @@ class BitPlaneLinear(nn.Module):
         assert self.operands is not None
         real = rows.detach().numpy()
         scale = np.abs(real).max(axis=1) / np.float32(self.activation.largest) * np.float32(self.share)
-        scale = np.where(scale == 0, np.float32(1), np.maximum(scale, np.finfo(np.float32).tiny)).astype(np.float32)
+        empty = scale == 0  # rows of zeros: no odd integer is zero, the scale is
+        scale = np.where(empty, np.float32(1), np.maximum(scale, np.finfo(np.float32).tiny)).astype(np.float32)
         codes, operand = self.activation.encode(real, scale), self.operands[place]
+        scale[empty] = 0
         left, right = decode(codes, self.activation.bits), decode(operand.codes, operand.bits)
         sums = (left.astype(np.float64) @ right.T.astype(np.float64)).astype(np.float32)
         of_weights, bias = (getattr(self, f"{name}{place}").numpy() for name in ("scale", "bias"))

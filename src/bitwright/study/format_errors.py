@@ -43,9 +43,8 @@ class TensorError:
 
 def _error(name: str, tensor: str, x: NDArray[np.float32]) -> TensorError:
     form = formats.parse(name)
-    return TensorError(
-        name, tensor, form.bits_per_element(x.shape), form.operand or "", formats.error_statistics(form, x)
-    )
+    statistics = formats.error_statistics(form, x)  # first: it says what is wrong with the tensor
+    return TensorError(name, tensor, form.bits_per_element(x.shape), form.operand or "", statistics)
 
 
 @cache
@@ -65,9 +64,11 @@ def file_errors(name: str, path: Path, tensor: str | None = None) -> tuple[Tenso
     """
     formats.parse(name)
     if path.suffix == ".npy":
+        if tensor is not None:
+            raise InputError(f"{path} holds one array; --tensor chooses one of a .safetensors file.")
         try:
             x = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise InputError(f"Cannot read the array in {path}: {error}") from None
         return (_error(name, path.name, x),)
     if path.suffix != ".safetensors":
@@ -81,4 +82,8 @@ def file_errors(name: str, path: Path, tensor: str | None = None) -> tuple[Tenso
                          f"{next(iter(stored.shapes), 'none')!r} first.")  # fmt: skip
     if not names:
         raise InputError(f"{path} holds no tensor of two axes; name one.")
-    return tuple(_error(name, key, stored.read(key).float().numpy()) for key in names)
+    read = {key: stored.read(key) for key in names}
+    for key, values in read.items():
+        if not values.is_floating_point():
+            raise InputError(f"{path}: {key!r} holds {values.dtype}; number formats round floating-point tensors.")
+    return tuple(_error(name, key, values.float().numpy()) for key, values in read.items())

@@ -37,7 +37,7 @@ def engine_for(assignment: FormatAssignment, size: int = SIZE) -> TensorEngine |
     if name is None:
         return None
     unit = product_unit(name)
-    bits = unit.product_bits + _GROWTH_BITS
+    bits = max(unit.product_bits, unit.encoded_bits + _GROWTH_BITS)
     return TensorEngine(
         size, size, a_bits=unit.a_bits, b_bits=unit.b_bits, accumulator_bits=bits, multiplier=name
     )  # fmt: skip

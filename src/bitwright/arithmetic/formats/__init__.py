@@ -31,29 +31,31 @@ def granularity(text: str | None) -> str | int:
     return int(text) if text and text.isdigit() else text or "row"
 
 
-_SCALE = r"(?:/(none|tensor|row|\d+))?"
+_SCALE = r"(?:/(none|tensor|row|[0-9]{1,9}))?"
 # pattern of the name -> the format; each pattern is matched whole
 FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
-    rf"int(\d+){_SCALE}(,fp16)?": lambda found: Scaled(
+    rf"int([0-9]{{1,3}}){_SCALE}(,fp16)?": lambda found: Scaled(
         IntegerElement(int(found[1])), granularity(found[2]), 16 if found[3] else 32
     ),
-    rf"bipolar(\d+){_SCALE}(,fp16)?": lambda found: Scaled(
+    rf"bipolar([0-9]{{1,3}}){_SCALE}(,fp16)?": lambda found: Scaled(
         BipolarElement(int(found[1])), granularity(found[2]), 16 if found[3] else 32
     ),
-    rf"shift(\d+){_SCALE}(,fp16)?": lambda found: Scaled(
+    rf"shift([0-9]{{1,3}}){_SCALE}(,fp16)?": lambda found: Scaled(
         PowerOfTwoElement(int(found[1])), granularity(found[2]), 16 if found[3] else 32
     ),
-    rf"uint(\d+){_SCALE}(,fp16)?": lambda found: AsymmetricInteger(
+    rf"uint([0-9]{{1,3}}){_SCALE}(,fp16)?": lambda found: AsymmetricInteger(
         int(found[1]), granularity(found[2]), 16 if found[3] else 32
     ),
     rf"({'|'.join(FLOATS)}){_SCALE}(,fp16)?": lambda found: Scaled(
         FLOATS[found[1]], granularity(found[2]), 16 if found[3] else 32
     ),
-    rf"({'|'.join(MICROSCALING)})(?:_(\d+))?": lambda found: microscaling(
+    rf"({'|'.join(MICROSCALING)})(?:_([0-9]{{1,9}}))?": lambda found: microscaling(
         found[1], int(found[2]) if found[2] else None
     ),
-    rf"ovp(\d+)((?:_\w+?)*){_SCALE}": lambda found: named_pairs(int(found[1]), found[2], granularity(found[3])),
-    r"bfp(\d+)_(\d+)": lambda found: block_floating_point(int(found[1]), int(found[2])),
+    rf"ovp([0-9]{{1,3}})((?:_\w+?)*){_SCALE}": lambda found: named_pairs(
+        int(found[1]), found[2], granularity(found[3])
+    ),
+    r"bfp([0-9]{1,3})_([0-9]{1,9})": lambda found: block_floating_point(int(found[1]), int(found[2])),
 }
 GRAMMAR = (
     "int4/32 (2 to 8 bits, a scale per 32 values; or /row, /tensor; ,fp16 for half-precision scales), uint4/128 (with "

@@ -88,9 +88,25 @@ def in_shape(real: NDArray[np.float32], encoded: Encoded) -> NDArray[np.float32]
 
 
 def fake_quantise(number_format: NumberFormat, x: Array) -> Array:
-    """x rounded to what the format can represent: same kind (numpy or torch), dtype, device and shape."""
+    """x rounded to what the format can represent: same kind (numpy or torch), dtype, device and shape.
+
+    Raises InputError where rounding leaves the range of x's own type.
+    """
     _, restore = as_numpy(x)
-    return restore(number_format.decode(number_format.encode(x)))
+    with np.errstate(over="ignore"):
+        made = number_format.decode(number_format.encode(x))
+        largest = float(np.abs(made).max())
+        if not largest <= _largest_of(x):
+            raise InputError(f"{number_format.name} rounds a value beyond the range of {x.dtype}; scale it down.")
+        return restore(made)
+
+
+def _largest_of(x: Array) -> float:
+    """The largest number of x's type that float32 holds as well."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        return min(float(torch.finfo(x.dtype).max), float(np.finfo(np.float32).max))
+    return min(float(np.finfo(x.dtype).max), float(np.finfo(np.float32).max))
 
 
 def matmul(left_format: NumberFormat, left: Encoded, right_format: NumberFormat, right: Encoded) -> NDArray[np.float32]:
@@ -116,7 +132,8 @@ def matmul(left_format: NumberFormat, left: Encoded, right_format: NumberFormat,
             _rows(item)[:, start // own if _rows(item).shape[1] > 1 else 0]
             for item, own in ((left, size_a), (right, size_b))
         )
-        total += part.astype(np.float32) * (scale_a[:, None] * scale_b[None, :])
+        scaled = part.astype(np.float64) * scale_a[:, None].astype(np.float64) * scale_b[None, :].astype(np.float64)
+        total += scaled.astype(np.float32)
     return total
 
 
@@ -142,7 +159,8 @@ def error_statistics(number_format: NumberFormat, x: Array) -> ErrorStatistics:
     real, _ = as_numpy(x)
     error = number_format.decode(number_format.encode(x)).astype(np.float64) - real
     power = float(np.square(real, dtype=np.float64).sum())
-    relative = float(np.square(error).sum()) / power if power else 0.0
+    moved = float(np.square(error).sum())
+    relative = moved / power if power else (np.inf if moved else 0.0)
     return ErrorStatistics(relative, -10 * np.log10(relative) if relative else np.inf, float(np.abs(error).max()))
 
 
@@ -190,6 +208,27 @@ def groups_of(x: NDArray[np.float32], granularity: Granularity, name: str) -> ND
     if missing:
         x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
     return x.reshape(*x.shape[:-1], -1, granularity)
+
+
+def check_granularity(granularity: Granularity, name: str) -> None:
+    """Raises InputError for what is neither "none", "tensor", "row" nor a whole number from 1 to 2^31."""
+    whole = isinstance(granularity, int) and not isinstance(granularity, bool) and 1 <= granularity < 1 << 31
+    if granularity not in ("none", "tensor", "row") and not whole:
+        raise InputError(f"{name}: scales are per tensor, row or group of at least one value, not {granularity!r}.")
+
+
+def check_packed(packed: NDArray[np.uint8], shape: tuple[int, ...], name: str) -> None:
+    """Raises InputError for bytes that are no flat uint8 array, and for shapes without values."""
+    if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8 or packed.ndim != 1:
+        raise InputError(f"{name}: packed bytes are a flat uint8 array, not {type(packed).__name__}.")
+    if not shape or min(shape) < 1:
+        raise InputError(f"{name}: a tensor of shape {shape} holds nothing; expected at least one value.")
+
+
+def check_scales(scale: NDArray[np.float32], name: str) -> None:
+    """Raises InputError for scales that no encoder makes: NaN, infinite or negative."""
+    if not (np.isfinite(scale).all() and (scale >= 0).all()):
+        raise InputError(f"{name}: the packed scales hold NaN, infinity or negative numbers; the bytes are damaged.")
 
 
 def scale_count(shape: tuple[int, ...], granularity: Granularity) -> int:

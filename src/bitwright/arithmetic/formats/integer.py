@@ -30,6 +30,7 @@ class AsymmetricInteger:
             raise InputError(f"Integer formats have 2 to 8 bits, not {self.bits}.")
         if self.scale_bits not in (16, 32):
             raise InputError(f"Scales are stored in 16 or 32 bits, not {self.scale_bits}.")
+        base.check_granularity(self.granularity, f"uint{self.bits}")
         if self.granularity == "none":
             raise InputError("Zero points need scales: per tensor, row or group, not none.")
 
@@ -101,6 +102,7 @@ class AsymmetricInteger:
 
     def unpack(self, packed: NDArray[np.uint8], shape: tuple[int, ...]) -> Encoded:
         """The inverse of `pack`. Raises InputError for another number of bytes."""
+        base.check_packed(packed, shape, self.name)
         count, scales = base.padded_size(shape, self.granularity), base.scale_count(shape, self.granularity)
         sizes = [-(-count * self.bits // 8), scales * self.scale_bits // 8, -(-scales * self.bits // 8)]
         if packed.size != sum(sizes):
@@ -111,5 +113,6 @@ class AsymmetricInteger:
         of_scales: tuple[int, ...] = () if self.granularity == "tensor" else (*shape[:-1], scales // rows)
         kept = np.float16 if self.scale_bits == 16 else np.float32
         scale = np.frombuffer(parts[1].tobytes(), kept).astype(np.float32).reshape(of_scales)
+        base.check_scales(scale, self.name)
         return Encoded(codes, scale, base.unpack_codes(parts[2], self.bits, scales).astype(np.int32).reshape(of_scales),
                        shape)  # fmt: skip

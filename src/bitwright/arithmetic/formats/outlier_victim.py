@@ -69,6 +69,7 @@ class OutlierVictimPairs:
     signed: bool = True
 
     def __post_init__(self) -> None:
+        base.check_granularity(self.granularity, f"ovp{self.bits}")
         if self.bits not in (4, 8):
             raise InputError(f"Outlier-victim pairs have codes of 4 or 8 bits, not {self.bits}.")
         if self.granularity == "none" or (isinstance(self.granularity, int) and self.granularity % 2):
@@ -294,6 +295,7 @@ class OutlierVictimPairs:
 
     def unpack(self, packed: NDArray[np.uint8], shape: tuple[int, ...]) -> Encoded:
         """The inverse of `pack`. Raises InputError for another number of bytes and pairs of two victims."""
+        base.check_packed(packed, shape, self.name)
         rows, size = int(np.prod(shape[:-1], dtype=np.int64)), self._padded(shape[-1])
         scales = base.scale_count((*shape[:-1], size), self.granularity)
         code_bytes = rows * size * self.bits // 8
@@ -303,6 +305,7 @@ class OutlierVictimPairs:
         codes = codes.reshape(*shape[:-1], size)
         self._victims(codes)
         scale = np.frombuffer(packed[code_bytes:].tobytes(), np.float32)
+        base.check_scales(scale, self.name)
         single = self.granularity == "tensor"
         return Encoded(codes, scale.reshape(()) if single else scale.reshape(*shape[:-1], scales // max(1, rows)), None,
                        shape)  # fmt: skip

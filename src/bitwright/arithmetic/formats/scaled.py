@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bitwright.arithmetic.formats import base, elements
 from bitwright.arithmetic.formats.base import Array, Encoded, Granularity
-from bitwright.arithmetic.formats.elements import Element
+from bitwright.arithmetic.formats.elements import BipolarElement, Element
 from bitwright.core.errors import InputError
 
 
@@ -30,6 +30,7 @@ class Scaled:
     def __post_init__(self) -> None:
         if self.scale_bits not in (16, 32):
             raise InputError(f"Scales are stored in 16 or 32 bits, not {self.scale_bits}.")
+        base.check_granularity(self.granularity, self.element.name)
 
     @property
     def name(self) -> str:
@@ -57,18 +58,21 @@ class Scaled:
         real = base.finite(x, self.name)
         grouped = base.groups_of(real, self.granularity, self.name)
         rows = grouped.reshape(-1, grouped.shape[-1])
+        empty: NDArray[np.bool_] = np.zeros(len(rows), np.bool_)
         if self.granularity == "none":
             scale = np.ones(1, np.float32)
         else:
             kept = np.float16 if self.scale_bits == 16 else np.float32
             scale = self.element.scales(rows)
+            if isinstance(self.element, BipolarElement):  # has no zero: rows of zeros are kept by a scale of 0
+                empty = np.asarray(~rows.any(axis=1))
             tiny = np.float32(max(np.finfo(kept).tiny, np.finfo(np.float32).tiny / self.element.unit))
             with np.errstate(over="ignore"):
                 scale = np.where(scale == 0, np.float32(1), np.maximum(scale, tiny)).astype(kept).astype(np.float32)
             if not np.isfinite(scale).all():
                 raise InputError("A scale leaves the range of float16; store float32 scales.")
         codes = self.element.encode(rows, scale)
-        scale = scale * np.float32(self.element.unit)
+        scale = np.where(empty, np.float32(0), scale * np.float32(self.element.unit))
         single = self.granularity in ("tensor", "none")
         shape = real.shape if single else (*real.shape[:-1], -1)
         return Encoded(codes.reshape(shape), scale.reshape(()) if single else scale.reshape(grouped.shape[:-1]), None,
@@ -93,6 +97,7 @@ class Scaled:
 
     def unpack(self, packed: NDArray[np.uint8], shape: tuple[int, ...]) -> Encoded:
         """The inverse of `pack`. Raises InputError for another number of bytes and codes that are never made."""
+        base.check_packed(packed, shape, self.name)
         count, scales = base.padded_size(shape, self.granularity), base.scale_count(shape, self.granularity)
         code_bytes = -(-count * self.code_bits // 8)
         if packed.size != code_bytes + scales * self.scale_bits // 8:
@@ -106,6 +111,7 @@ class Scaled:
         scale = np.ones(1, np.float32)
         if scales:
             scale = np.frombuffer(packed[code_bytes:].tobytes(), kept).astype(np.float32)
+            base.check_scales(scale, self.name)
         scale = scale * np.float32(self.element.unit)
         single = self.granularity in ("tensor", "none")
         rows = max(1, int(np.prod(shape[:-1], dtype=np.int64)))

@@ -33,8 +33,7 @@ class SharedExponent:
     block: int
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise InputError(f"A block has at least one element, not {self.block}.")
+        base.check_granularity(self.block, self.name)
 
     @property
     def operand(self) -> str | None:
@@ -91,6 +90,7 @@ class SharedExponent:
 
     def unpack(self, packed: NDArray[np.uint8], shape: tuple[int, ...]) -> Encoded:
         """The inverse of `pack`. Raises InputError for another number of bytes, NaN exponents and codes never made."""
+        base.check_packed(packed, shape, self.name)
         blocks = base.scale_count(shape, self.block)
         code_bytes = -(-blocks * self.block * self.code_bits // 8)
         if packed.size != code_bytes + blocks:
