@@ -124,11 +124,33 @@ def test_groups_that_do_not_divide_one_another():
         formats.matmul(a, a.encode(x), b, b.encode(x))
 
 
-def test_sums_beyond_64_bits_are_refused():
-    form = formats.parse("fp8_e5m2/row")
-    encoded = form.encode(np.full((1, 8), 57344, np.float32))
+@pytest.mark.parametrize(("left", "right"), [("fp8_e5m2/row", "fp8_e5m2/row"), ("shift6/row", "shift6/32")])
+def test_sums_beyond_64_bits(left, right):
+    forms = [formats.parse(left), formats.parse(right)]
+    rng = np.random.default_rng(0)
+    x = [np.exp(rng.uniform(-20, 10, (3, 64))) * rng.choice([-1, 1], (3, 64)) for _ in forms]
+    a, b = (form.encode(each.astype(np.float32)) for form, each in zip(forms, x, strict=True))
+    exact = forms[0].decode(a).astype(np.float64) @ forms[1].decode(b).astype(np.float64).T
+    found = formats.matmul(forms[0], a, forms[1], b)
+    assert np.abs(found - exact).max() <= 2e-7 * np.abs(exact).max()
+    integers = [form.integers(each.codes).astype(object) for form, each in zip(forms, (a, b), strict=True)]
+    whole = integers[0] @ integers[1].T
+    if right == left:
+        assert max(abs(int(each)) for each in whole.flat) > 1 << 63
+        scale = a.scale.astype(np.float64) * b.scale.astype(np.float64).T
+        assert np.allclose(found, whole.astype(np.float64) * scale, rtol=1e-7)
+
+
+def test_codes_beyond_halves_are_refused():
+    form = formats.parse("int8/row")
+    encoded = form.encode(np.ones((1, 1 << 16), np.float32))
+
+    class Huge:
+        def integers(self, codes):
+            return codes.astype(np.int64) << 32
+
     with pytest.raises(InputError, match="64 bits"):
-        formats.matmul(form, encoded, form, encoded)
+        formats.matmul(Huge(), encoded, Huge(), encoded)
 
 
 def test_exact_products_beyond_53_bits():
@@ -162,3 +184,13 @@ def test_codes_are_kept_in_shape():
     encoded = formats.parse("int4/32").encode(np.ones((2, 40), np.float32))
     assert isinstance(encoded, Encoded)
     assert encoded.codes.shape == (2, 64)
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_packed_bits_lie_one_after_the_other(bits, count):
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, count)
+    packed = base.pack_codes(codes, bits)
+    number = sum(int(code) << (place * bits) for place, code in enumerate(codes))
+    assert packed.tobytes() == number.to_bytes(-(-count * bits // 8), "little")
+    assert np.array_equal(base.unpack_codes(packed, bits, count), codes)

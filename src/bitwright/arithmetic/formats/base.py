@@ -112,8 +112,8 @@ def _largest_of(x: Array) -> float:
 def matmul(left_format: NumberFormat, left: Encoded, right_format: NumberFormat, right: Encoded) -> NDArray[np.float32]:
     """left (m, k) @ right (n, k)^T from codes: integer sums inside a scale group, groups added in float32 in order.
 
-    Groups of both operands must divide one another. Raises InputError for other shapes and for sums that could leave
-    int64.
+    Groups of both operands must divide one another. Sums that could leave int64 (E5M2 by E5M2) are put together in
+    float64 from exact sums of 16-bit halves. Raises InputError for other shapes, and codes that halves do not hold.
     """
     if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[1]:
         raise InputError(f"Product of codes (m, k) and (n, k) asked for; got {left.shape} and {right.shape}.")
@@ -123,11 +123,14 @@ def matmul(left_format: NumberFormat, left: Encoded, right_format: NumberFormat,
     size = min(size_a, size_b)
     if max(size_a, size_b) % size and max(size_a, size_b) < k:
         raise InputError(f"Groups of {size_a} and {size_b} codes do not divide one another.")
-    if int(np.abs(a).max(initial=0)) * int(np.abs(b).max(initial=0)) * min(size, k) >= 1 << 63:
+    largest = [int(np.abs(each).max(initial=0)) for each in (a, b)]
+    wide = largest[0] * largest[1] * min(size, k) >= 1 << 63
+    if wide and (max(largest) >= 1 << 46 or k >= 1 << 16):
         raise InputError("Integer sums of these codes do not fit 64 bits; take smaller groups or a narrower format.")
+    product = _wide_product if wide else exact_product
     total = np.zeros((a.shape[0], b.shape[0]), np.float32)
     for start in range(0, k, size):
-        part = exact_product(a[:, start : start + size], b[:, start : start + size])
+        part = product(a[:, start : start + size], b[:, start : start + size])
         scale_a, scale_b = (
             _rows(item)[:, start // own if _rows(item).shape[1] > 1 else 0]
             for item, own in ((left, size_a), (right, size_b))
@@ -143,6 +146,14 @@ def exact_product(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int6
     if bound < 1 << 53:
         return np.asarray(np.rint(a.astype(np.float64) @ b.astype(np.float64).T)).astype(np.int64)
     return np.asarray(a @ b.T)
+
+
+def _wide_product(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+    """a (m, k) @ b (n, k)^T in float64 from exact sums of products of halves, for integers below 2^46."""
+    high_a, high_b, low_a, low_b = a >> 16, b >> 16, a & 0xFFFF, b & 0xFFFF
+    high = exact_product(high_a, high_b).astype(np.float64)
+    middle = (exact_product(high_a, low_b) + exact_product(low_a, high_b)).astype(np.float64)
+    return np.asarray(high * 2.0**32 + (middle * 2.0**16 + exact_product(low_a, low_b)))
 
 
 @dataclass(frozen=True)
@@ -250,12 +261,16 @@ def pack_codes(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     flat = np.ascontiguousarray(codes).reshape(-1)
     if bits == 8:
         return flat.astype(np.uint8)
-    if bits == 4:
-        low = flat.astype(np.uint8) & 15
-        low = np.append(low, np.uint8(0)) if low.size % 2 else low
-        return np.asarray(low[::2] | (low[1::2] << 4), np.uint8)
-    stream = (flat.astype(np.uint16)[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
-    return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little")
+    if bits > 8:
+        stream = (flat.astype(np.uint16)[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
+        return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little")
+    mask = np.uint8((1 << bits) - 1)
+    eights = np.pad(flat.astype(np.uint8) & mask, (0, -flat.size % 8)).reshape(-1, 8)
+    words = np.zeros(len(eights), "<u8")  # eight codes are `bits` bytes
+    for place in range(8):
+        words |= eights[:, place].astype(np.uint64) << np.uint64(place * bits)
+    packed = words.view(np.uint8).reshape(-1, 8)[:, :bits]
+    return np.ascontiguousarray(packed).reshape(-1)[: -(-flat.size * bits // 8)]
 
 
 def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint16]:
@@ -264,8 +279,18 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np
         raise InputError(
             f"{count} codes of {bits} bits are {-(-count * bits // 8)} bytes, not {packed.size} of {packed.dtype}."
         )
-    stream = np.unpackbits(packed, bitorder="little")[: count * bits].reshape(count, bits).astype(np.uint16)
-    return np.asarray((stream << np.arange(bits, dtype=np.uint16)).sum(axis=1, dtype=np.uint16))
+    if bits == 8:
+        return packed.astype(np.uint16)
+    if bits > 8:
+        stream = np.unpackbits(packed, bitorder="little")[: count * bits].reshape(count, bits).astype(np.uint16)
+        return np.asarray((stream << np.arange(bits, dtype=np.uint16)).sum(axis=1, dtype=np.uint16))
+    eights = np.zeros((-(-count // 8), 8), np.uint8)
+    eights[:, :bits] = np.pad(packed, (0, -packed.size % bits)).reshape(-1, bits)
+    words, codes = eights.view("<u8")[:, 0], np.empty((len(eights), 8), np.uint16)
+    mask = np.uint64((1 << bits) - 1)
+    for place in range(8):
+        codes[:, place] = (words >> np.uint64(place * bits)) & mask
+    return codes.reshape(-1)[:count]
 
 
 def _grouped(integers: NDArray[np.int64], scale: NDArray[np.float32]) -> NDArray[np.int64]:
