@@ -54,9 +54,65 @@ def bit_plane_linear(
     out: NDArray[np.float32],
 ) -> None: ...
 def bit_plane_path() -> str: ...
+def decode_attention(
+    query: NDArray[np.float32],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    lengths: NDArray[np.int64],
+    table: NDArray[np.int64] | None,
+    new_keys: NDArray[Any] | None,
+    new_values: NDArray[Any] | None,
+    pieces: NDArray[np.int64],
+    bounds: NDArray[np.int64],
+    kind: str,
+    tile: int,
+    scale: float,
+    path: str,
+    threads: int,
+    out: NDArray[np.float32],
+    lse: NDArray[np.float32],
+) -> None: ...
+def decode_attention_path() -> str: ...
 def digit_histogram(
     values: NDArray[np.int8], digit_counts: NDArray[np.uint8], histogram: NDArray[np.int64]
 ) -> None: ...
+def gla_forward(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    gates: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    initial: NDArray[np.float32] | None,
+    scale: float,
+    chunk: int,
+    sub: int,
+    recurrent: bool,
+    path: str,
+    threads: int,
+    out: NDArray[np.float32],
+    last: NDArray[np.float32],
+) -> None: ...
+def gla_backward(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    gates: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    initial: NDArray[np.float32] | None,
+    scale: float,
+    d_out: NDArray[np.float32],
+    d_last: NDArray[np.float32] | None,
+    chunk: int,
+    sub: int,
+    path: str,
+    threads: int,
+    d_q: NDArray[np.float32],
+    d_k: NDArray[np.float32],
+    d_v: NDArray[np.float32],
+    d_gates: NDArray[np.float32],
+    d_initial: NDArray[np.float32],
+) -> None: ...
+def gla_path() -> str: ...
 def late_dequantisation_path() -> str: ...
 def packed_uint4_bytes(k: int, n: int, group: int) -> int: ...
 def pack_uint4(codes: NDArray[np.uint8], group: int, packed: NDArray[np.uint8]) -> None: ...
@@ -300,6 +356,107 @@ def residual_norm(
     shift: NDArray[np.float32],
     epsilon: float,
     place: NDArray[np.int64],
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...
+def block_sparse_path() -> str: ...
+def block_sparse_pack(
+    w: NDArray[np.int8], start: NDArray[np.int64], index: NDArray[np.uint16], value: NDArray[np.int8]
+) -> None: ...
+def block_sparse_matmul(
+    start: NDArray[np.int64],
+    index: NDArray[np.uint16],
+    value: NDArray[np.int8],
+    m: int,
+    columns: int,
+    a: NDArray[np.uint8],
+    first: NDArray[np.int32],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    add: NDArray[np.float32],
+    gelu: bool,
+    inverse: float,
+    zero: float,
+    statistics: NDArray[np.float32],
+    path: str,
+    threads: int,
+    out: NDArray[Any],
+) -> None: ...
+def normalise_columns(
+    x: NDArray[np.float32],
+    statistics: NDArray[np.float32],
+    gain: NDArray[np.float32],
+    offset: NDArray[np.float32],
+    epsilon: float,
+    inverse: float,
+    zero: float,
+    is_signed: bool,
+    codes: NDArray[np.uint8],
+    threads: int,
+) -> None: ...
+def transposed_attention(
+    q: NDArray[np.uint8],
+    q_zero: int,
+    k: NDArray[np.int8],
+    v: NDArray[np.int8],
+    sequences: NDArray[np.int64],
+    heads: int,
+    score_scale: float,
+    inverse: float,
+    zero: float,
+    path: str,
+    threads: int,
+    out: NDArray[np.uint8],
+) -> None: ...
+def transposed_attention_float(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    sequences: NDArray[np.int64],
+    heads: int,
+    scale: float,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...
+def sparse_path() -> str: ...
+def tiled_words_pack(
+    w: NDArray[np.uint16],
+    reorder: bool,
+    most: int,
+    threads: int,
+    offsets: NDArray[np.uint32],
+    full: NDArray[np.uint8],
+    words: NDArray[np.uint32],
+) -> None: ...
+def tiled_words_matmul(
+    offsets: NDArray[np.uint32],
+    words: NDArray[np.uint32],
+    slot: NDArray[np.int32],
+    dense: NDArray[np.uint16],
+    b: NDArray[np.float32],
+    path: str,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...
+def tiled_words_conflicts(offsets: NDArray[np.uint32], words: NDArray[np.uint32]) -> tuple[int, int]: ...
+def bitmap_pack(
+    w: NDArray[np.uint16], masks: NDArray[np.uint16], start: NDArray[np.int64], values: NDArray[np.uint16]
+) -> None: ...
+def bitmap_matmul(
+    masks: NDArray[np.uint16],
+    start: NDArray[np.int64],
+    values: NDArray[np.uint16],
+    b: NDArray[np.float32],
+    path: str,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None: ...
+def blocked_rows_matmul(
+    start: NDArray[np.int64],
+    index: NDArray[np.uint16],
+    values: NDArray[np.uint16],
+    b: NDArray[np.float32],
+    path: str,
     threads: int,
     out: NDArray[np.float32],
 ) -> None: ...

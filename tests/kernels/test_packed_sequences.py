@@ -103,7 +103,7 @@ ROWS, LINE = torch.zeros(4, 8), torch.zeros(8)
         (lambda: packing_of_lengths(torch.tensor([2])).unpack(torch.zeros(3, 2)), "do not fit"),
         (lambda: attention(*[torch.zeros(4, 2, 8)] * 3, torch.tensor([0, 5, 4])), "does not rise"),
         (lambda: attention(*[torch.zeros(4, 2, 8)] * 3, torch.tensor([0, 3])), "does not rise"),
-        (lambda: attention(torch.zeros(4, 16), torch.zeros(4, 16), torch.zeros(4, 16), torch.tensor([0, 4])), "tokens, heads"),
+        (lambda: attention(*[torch.zeros(4, 16)] * 3, torch.tensor([0, 4])), "tokens, heads"),
         (lambda: bias_gelu_(torch.zeros(4, 8).T, torch.zeros(4)), "contiguous"),
         (lambda: bias_gelu_(ROWS.double(), LINE), "float32"),
         (lambda: bias_gelu_(ROWS.clone(), LINE, "erf"), "approximate"),

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from bitwright.kernels.benchmark import Case
+from bitwright.kernels.sequence_benchmark_cases import decode_attention, gated_linear_attention
+from bitwright.kernels.sparse_benchmark_cases import block_sparse, sparse_products
 from bitwright.kernels.work import Work
 
 
@@ -143,4 +145,8 @@ CASES: Mapping[str, Callable[[], Sequence[Case]]] = MappingProxyType({
     "late-dequantisation": late_dequantisation,
     "block-floating-attention": block_floating_attention,
     "shifts": shifts,
+    "block-sparse": block_sparse,
+    "sparse": sparse_products,
+    "decode-attention": decode_attention,
+    "gated-linear-attention": gated_linear_attention,
 })  # fmt: skip

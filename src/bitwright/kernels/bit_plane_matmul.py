@@ -114,8 +114,8 @@ def quantise(
     """Round rows (rows, k), split into planes and pack, in one pass over rows that stay in the cache.
 
     code = clip(round((x / scale + 2^bits - 1) / 2), 0, 2^bits - 1), ties to even; `scale` (rows,) is given or
-    `share` (0 to 1) of the largest magnitude over 2^bits - 1; 0 for rows of zeros. Raises InputError for other types, shapes, NaN,
-    infinities, and scales that are not positive.
+    `share` (0 to 1) of the largest magnitude over 2^bits - 1; 0 for rows of zeros. Raises InputError for other types,
+    shapes, NaN, infinities, and scales that are not positive.
     """
     check_bits(bits)
     if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 2 or not x.size:
