@@ -56,6 +56,16 @@ def test_kinds_of_gates():
     assert (network("none").attention[0].log_gates(x) == 0).all()
 
 
+@pytest.fixture
+def one_thread():
+    """Layers this small only wait for each other's threads on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_learns_to_alternate():
     model = network(hidden=32)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)

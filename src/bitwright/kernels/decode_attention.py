@@ -25,7 +25,7 @@ _FASTEST = _native.decode_attention_path()
 _L2_BYTES = 512 * 1024  # half of a core's second-level cache: keys and values of a tile stay there
 _TYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _WORKERS_PER_THREAD = 4  # so that a thread that is slowed down leaves some of its share to others
-_BYTES_PER_THREAD = 256 * 1024  # less is done before another thread has woken up
+_BYTES_PER_THREAD = 512 * 1024  # less is done before another thread has woken up
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A decoder whose single-token steps attend to its cache through the native decode kernel, by any partition of it."""
+"""A decoder on the native attention kernels: prompts in tiles, steps of one token by any partition of the cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitwright.core.errors import UnknownNameError
+from bitwright.kernels.attention import flash
 from bitwright.kernels.attention_partition import SCHEDULES
 from bitwright.kernels.decode_attention import decode_attention
 from bitwright.models.decoder import Attention, Decoder
@@ -19,7 +20,11 @@ def _attend(schedule: str, threads: int | None) -> Callable[..., Tensor]:
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False,
         enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
-        if query.shape[2] > 1 or attn_mask is not None:
+        if attn_mask is None and query.shape[2] > 1:
+            rows = (each.transpose(1, 2) for each in (query, key, value))
+            mixed: Tensor = flash(*rows, causal=is_causal, threads=threads)
+            return mixed.transpose(1, 2)
+        if attn_mask is not None:  # several tokens after a cache that is not empty
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa
             )
@@ -30,8 +35,8 @@ def _attend(schedule: str, threads: int | None) -> Callable[..., Tensor]:
 
 
 def partitioned_decoding(model: Decoder, schedule: str = "lean", threads: int | None = None) -> Decoder:
-    """`model` with the same weights, whose steps of one token use `kernels.decode_attention`; prompts are attended to
-    as before. Raises UnknownNameError for a schedule that is not "lean", "fixed" or "whole"."""
+    """`model` with the same weights, whose prompts use `kernels.attention.flash` and steps of one token
+    `kernels.decode_attention`. Raises UnknownNameError for a schedule that is not "lean", "fixed" or "whole"."""
     if schedule not in SCHEDULES:
         raise UnknownNameError("schedule", schedule, SCHEDULES)
     # Parameters are shared, not copied.
