@@ -94,8 +94,8 @@ AVX512 inline void chunk(const uint8_t* codes, const uint8_t* exponents, size_t 
     const size_t channel = (bits == 4 ? 32 : 16) * at;
     __m512 scale = _mm512_set1_ps(steps.of[exponents[channel / size]]);
     if (bits == 4) {
-        if (size == 16)
-            scale = _mm512_mask_blend_ps(0xff00, scale, _mm512_set1_ps(steps.of[exponents[channel / size + 1]]));
+        if (size % 32)  // the second half of the chunk may lie in the next block
+            scale = _mm512_mask_blend_ps(0xff00, scale, _mm512_set1_ps(steps.of[exponents[(channel + 16) / size]]));
         const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(wide, 28), 28);
         first = _mm512_mul_ps(_mm512_cvtepi32_ps(low), scale);
         second = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32(wide, 4)), scale);

@@ -120,6 +120,25 @@ def test_parts_of_the_keys_merge_to_the_whole():
     assert (merge([parts[2], merge(parts[:2])])[0] - whole).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("channels", [16, 40])
+def test_gradients_reach_through_the_log_sum_exp(channels):
+    given_ = operands(2, 50, 300, 4, 2, channels)
+    slope, slope_lse = torch.randn(2, 50, 4, channels), torch.randn(2, 50, 4)
+
+    def gradients(call, kind=torch.float32):
+        leaves = [each.to(kind).requires_grad_() for each in given_]
+        out, lse = call(*leaves)
+        every = ((out * slope).sum() + (lse * slope_lse).sum(), (lse * slope_lse).sum(), (out * slope).sum())
+        return [torch.autograd.grad(each, leaves, retain_graph=True, allow_unused=True) for each in every]
+
+    exact = gradients(plain, torch.float64)
+    for call in (lambda q, k, v: flash(q, k, v, return_lse=True), lambda q, k, v: split_k(q, k, v, 7, return_lse=True)):
+        for found, wanted in zip(gradients(call), exact, strict=True):
+            for a, b in zip(found, wanted, strict=True):
+                exact_b = torch.zeros_like(a) if b is None else b
+                assert (a - exact_b).abs().max() <= 2e-5 * max(0.2, float(exact_b.abs().max()))
+
+
 @pytest.mark.parametrize("path", HERE)
 def test_large_scores_overflow_nowhere(path):
     q, k, v = operands(1, 40, 300, 2, 2, 64, size=40.0)

@@ -45,6 +45,18 @@ def test_equals_attention_on_the_decoded_cache(name, heads, kv_heads, channels, 
         assert np.abs(found - expected).max() < 2e-5 * np.abs(plain_values).max()
 
 
+@pytest.mark.parametrize(("name", "channels"), [("bfp12_48", 96), ("bfp12_80", 160), ("bfp12_112", 224)])
+def test_blocks_that_end_within_32_channels(name, channels):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 2, 9, channels)).astype(np.float32) * np.exp2(rng.integers(-6, 6, (2, 2, 9, channels)))
+    query = rng.normal(size=(4, channels)).astype(np.float32)
+    (keys, plain_keys), (values, plain_values) = (packed(each.astype(np.float32), name) for each in x)
+    expected = reference(query, plain_keys, plain_values, channels**-0.5)
+    for vectors in (True, False):
+        found = decode_attention(query, keys, values, 9, vectors=vectors)
+        assert np.abs(found - expected).max() < 2e-5 * np.abs(plain_values).max()
+
+
 def test_extreme_scores_keep_the_largest():
     x = np.zeros((1, 4, 64), np.float32)
     x[0, 2] = 1000

@@ -36,6 +36,7 @@ from bitwright.arithmetic.formats.outlier_victim_products import exponent_intege
 from bitwright.arithmetic.formats.scaled import Scaled
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.models.format_products import Accumulation, Operand, product
+from bitwright.models.replacement import refuse_loading, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 Scheme = Literal["pairs", "clipped", "absmax"]
@@ -103,6 +104,7 @@ class PairLinear(nn.Module):
         self.register_buffer("scale", torch.from_numpy(stored.scale.reshape(-1, 1).copy()), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.exact = False
+        refuse_loading(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features), the dtype of x. Raises InputError for NaN and infinities."""
@@ -245,8 +247,7 @@ def apply(
         form, encoded = quantise(real, 8 if name in eight_bit else weight_bits, settings, "row")
         input_form, input_scale = inputs.get(name, (None, None))
         layer = PairLinear(weight, module.bias, form, encoded, input_form, input_scale)
-        parent, _, leaf = name.rpartition(".")
-        setattr(twin.get_submodule(parent), leaf, layer)
+        twin = replace_module(twin, name, layer)
         made.append(PairLayer(name, form.name, layer.packed.numel(), _relative_error(form, encoded, real),
                               input_form.name if input_form else None, input_scale))  # fmt: skip
     return twin.eval(), tuple(made)

@@ -91,15 +91,28 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tens
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, q_offsets, k_offsets, *options = inputs
     out, lse = output
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, out, lse, q_offsets, k_offsets)
     ctx.options = options
 
 
-def _gradients(ctx: Any, grad: Tensor, grad_lse: Tensor) -> Any:
+def _gradients(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> Any:
     q, k, v, out, lse, q_offsets, k_offsets = ctx.saved_tensors
+    if grad is None:
+        grad = torch.zeros_like(out)
+    rows: tuple[Tensor, ...] = (q, k, v, out, grad)
+    channels = q.shape[-1]
+    if grad_lse is not None:
+        # dS = P (dP - D + dL): one more channel, zero in q, k and v, makes out . grad, which is D, into D - dL
+        more = [torch.zeros_like(each[..., :1], dtype=torch.float32) for each in (q, k, v)]
+        more += [-grad_lse[..., None], torch.ones_like(grad_lse[..., None])]
+        rows = tuple(torch.cat((each.float(), extra.float()), -1) for each, extra in zip(rows, more, strict=True))
+    q_, k_, v_, out, grad = rows
     found = torch.ops.bitwright.flash_attention_backward(
-        q, k, v, out, grad.contiguous(), lse, q_offsets, k_offsets, *ctx.options
+        q_, k_, v_, out, grad.contiguous(), lse, q_offsets, k_offsets, *ctx.options
     )
+    if grad_lse is not None:
+        found = [each[..., :channels].to(q.dtype).contiguous() for each in found]
     return (*found, *[None] * 8)
 
 

@@ -23,6 +23,7 @@ from bitwright.arithmetic.formats.bipolar import BipolarOperand, decode, from_en
 from bitwright.arithmetic.formats.elements import BipolarElement
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.kernels.bit_plane_matmul import LinearWeights, PackedPlanes, linear, quantise
+from bitwright.models.replacement import replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -166,7 +167,6 @@ def bit_plane_execution(
     if not chosen:
         raise BitwrightError(f"{type(model).__name__} has no linear layers to run on bit planes.")
     for name, layer in chosen.items():
-        parent, _, leaf = name.rpartition(".")
         made = BitPlaneLinear.of(layer, weight_bits, activation_bits, granularity, share, rounded)
-        setattr(twin.get_submodule(parent), leaf, made)
+        twin = replace_module(twin, name, made)
     return twin.eval()

@@ -124,7 +124,12 @@ class BfpKVCache(KeyValueCache):
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Round and store (batch, kv_heads, tokens, head_dim) after `length`; returns all keys and values up to there,
-        as stored. Raises InputError beyond the capacity, and for NaN and infinities."""
+        as stored. Raises InputError for other shapes, beyond the capacity, and for NaN and infinities."""
+        wanted = (self._shape[1], self._shape[2], keys.shape[2] if keys.ndim == 4 else 0, self.config.head_dim)
+        for name, new in (("Keys", keys), ("Values", values)):
+            if tuple(new.shape) != wanted or not wanted[2]:
+                raise InputError(f"{name} {tuple(new.shape)} do not fit the cache: (batch, kv_heads, tokens, head_dim) "
+                                 f"= {wanted}, at least one token.")  # fmt: skip
         end = self.length + keys.shape[2]
         if end > self.capacity:
             raise InputError(f"{end} tokens exceed the cache's capacity of {self.capacity}.")
@@ -132,6 +137,8 @@ class BfpKVCache(KeyValueCache):
         out = []
         for store, new in zip(self._stores, (keys, values), strict=True):
             if isinstance(store, Tensor):
+                if not torch.isfinite(new).all():
+                    raise InputError("The cache has no place for NaN or infinity.")
                 store[layer, :, :, at] = new
                 out.append(store[layer, :, :, :end].to(new.dtype))
             else:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitwright.core.errors import InputError
 from bitwright.kernels.block_sparse_matmul import BlockCSR, Rounding, matmul
+from bitwright.models.replacement import replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -127,6 +128,5 @@ def on_block_sparse_products(
     for name, layer in chosen.items():
         if name not in ranges:
             raise InputError(f"The calibration call does not reach layer {name}: its inputs have no scale.")
-        parent, _, child = name.rpartition(".")
-        setattr(twin.get_submodule(parent), child, BlockSparseLinear(layer, *ranges[name], most_fill))
+        twin = replace_module(twin, name, BlockSparseLinear(layer, *ranges[name], most_fill))
     return twin

@@ -36,6 +36,7 @@ from bitwright.models.format_products import (
     product,
     rounding,
 )
+from bitwright.models.replacement import refuse_loading, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 _CACHED = ("keys", "values")
@@ -97,6 +98,7 @@ class FormatLinear(nn.Module):
             self.codes = self.formats[1].encode(weight.float())
         self.weight = None if self.codes is not None else (rounding(weights) if weights else Rounding())(weight.float())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+        refuse_loading(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., in_features) rounded and multiplied: (..., out_features), the dtype of x."""
@@ -176,6 +178,8 @@ def execute_in(model: Network, assignment: FormatAssignment, exact: bool = False
     scores = assignment.attention is not None and (assignment.keys is not None or assignment.values is not None)
     if exact and not (linear or scores):
         raise InputError(f"Products of codes need a format on both sides; the assignment is: {assignment.name}.")
+    if exact and assignment.accumulation != "fp32":
+        raise InputError(f"Products of codes are summed exactly; {assignment.accumulation} sums go with exact=False.")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, memo=dict(shared))
     attention = partial(format_attention, assignment=assignment, exact=exact)
@@ -195,11 +199,10 @@ def execute_in(model: Network, assignment: FormatAssignment, exact: bool = False
         if isinstance(module, nn.Linear):
             layers += 1
             if in_linear:
-                parent, _, leaf = name.rpartition(".")
-                setattr(
-                    twin.get_submodule(parent), leaf,
-                    FormatLinear(module, assignment.weights, assignment.activations, assignment.accumulation, exact),
+                made = FormatLinear(
+                    module, assignment.weights, assignment.activations, assignment.accumulation, exact
                 )  # fmt: skip
+                twin = replace_module(twin, name, made)
     if not layers:
         raise BitwrightError(f"{type(model).__name__} has no linear layers to run in number formats.")
     if in_attention and not hooks:

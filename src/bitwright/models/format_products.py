@@ -194,6 +194,7 @@ def attention_products(
     (False: hidden) or added.
     """
     batch, heads, queries, channels = query.shape
+    value_channels = value.shape[-1]
     kv_heads, tokens = key.shape[1], key.shape[2]
     grouped = (batch, kv_heads, heads // kv_heads * queries)
     left = query.float().reshape(*grouped, channels)
@@ -205,8 +206,8 @@ def attention_products(
     integers, scale = _value_parts(None if attention is None else values, value.float())
     if attention is None and values is not None:
         integers = rounding(values).values(integers)
-    size = channels // scale.shape[-1]
-    mixed = torch.empty(*grouped, channels, device=query.device)
+    size = value_channels // scale.shape[-1]
+    mixed = torch.empty(*grouped, value_channels, device=query.device)
     # integers times integers: the values' codes need no rounding
     multiply = _multiplier(attention, None, accumulation, False)
     if exact and attention is not None and values is not None:
@@ -215,7 +216,7 @@ def attention_products(
         chosen = slice(part * size, (part + 1) * size)
         folded = weights * scale[..., part].unsqueeze(2)
         mixed[..., chosen] = _each_head(multiply, folded, integers[..., chosen].transpose(2, 3), size)
-    return mixed.reshape(batch, heads, queries, channels).to(query.dtype)
+    return mixed.reshape(batch, heads, queries, value_channels).to(query.dtype)
 
 
 def _times_integers(name: str) -> Callable[[Tensor, Tensor], Tensor]:

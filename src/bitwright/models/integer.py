@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bitwright.arithmetic.quantise import quantise_symmetric
 from bitwright.core.errors import BitwrightError, InputError
+from bitwright.models.replacement import replace_module
 
 MAX_INNER = (2**31 - 1) // (128 * 128)  # longer sums of int8 products may not fit int32
 Network = TypeVar("Network", bound=nn.Module)
@@ -169,8 +170,7 @@ def integer_execution(network: Network, weight_bits: int = 8, activation_bits: i
         if hasattr(module, "attend"):
             module.attend = partial(integer_attention, bits=activation_bits)
         if isinstance(module, nn.Linear):
-            parent, _, leaf = name.rpartition(".")
-            setattr(twin.get_submodule(parent), leaf, IntegerLinear(module, weight_bits, activation_bits))
+            twin = replace_module(twin, name, IntegerLinear(module, weight_bits, activation_bits))
             replaced += 1
     if not replaced:
         raise BitwrightError(f"{type(network).__name__} has no linear layers to run on integers.")

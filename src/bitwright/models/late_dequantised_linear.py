@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bitwright.arithmetic.late_dequantisation import quantise_tokens, quantise_weights
 from bitwright.core.errors import InputError
 from bitwright.kernels.late_dequantisation import matmul, pack
+from bitwright.models.replacement import refuse_loading, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -32,6 +33,7 @@ class LateDequantisedLinear(nn.Module):
             raise InputError(f"Activations are int8 or float, not {activations!r}.")
         weights = quantise_weights(layer.weight.detach().float().numpy().T, 4, group, symmetric)
         self.packed, self.activations, self.bias = pack(weights), activations, layer.bias
+        refuse_loading(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., k) -> (..., n)."""
@@ -53,12 +55,11 @@ def late_dequantised(
 
     Raises InputError for a model without such layers and as `LateDequantisedLinear`.
     """
-    twin, changed = copy.deepcopy(model), 0
-    for module in list(twin.modules()):
-        for child, layer in list(module.named_children()):
-            if isinstance(layer, nn.Linear) and child not in keep:
-                setattr(module, child, LateDequantisedLinear(layer, group, symmetric, activations))
-                changed += 1
-    if not changed:
+    twin = copy.deepcopy(model)
+    layers = {name: layer for name, layer in twin.named_modules() if isinstance(layer, nn.Linear)}
+    chosen = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] not in keep}
+    if not chosen:
         raise InputError(f"{type(model).__name__} has no linear layers to replace.")
+    for name, layer in chosen.items():
+        twin = replace_module(twin, name, LateDequantisedLinear(layer, group, symmetric, activations))
     return twin

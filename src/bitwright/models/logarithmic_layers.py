@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bitwright.arithmetic import logarithmic_multiplication as lmul
 from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
+from bitwright.models.replacement import replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 Scope = Literal["attention", "linear", "all"]
@@ -143,9 +144,8 @@ def with_logarithmic_products(
             module.attend = partial(logarithmic_attention, how=how)
             replaced += 1
         if scope != "attention" and isinstance(module, nn.Linear):
-            parent, _, leaf = name.rpartition(".")
             own = LogarithmicProducts(mantissa, form, single[name], accumulation) if name in single else how
-            setattr(twin.get_submodule(parent), leaf, LogarithmicLinear(module, own))
+            twin = replace_module(twin, name, LogarithmicLinear(module, own))
             replaced += 1
     if not replaced:
         raise BitwrightError(f"{type(network).__name__} has no products in the scope {scope!r} to replace.")

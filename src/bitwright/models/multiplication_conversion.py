@@ -25,6 +25,7 @@ from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
 from bitwright.core.progress import progress
 from bitwright.models.binary_attention import BinaryLinearAttention, HashSettings
 from bitwright.models.multiplication_primitives import MixtureOfPrimitives, PackedShiftLinear, ShiftLinear
+from bitwright.models.replacement import replace_module
 
 STAGES = ("multiply", "additive", "mixture", "shift")
 FITTED = 64  # images that hashes are fitted to: one batch, as released
@@ -211,10 +212,9 @@ def packed(model: nn.Module) -> nn.Module:
     if not shifts and not attention:
         raise BitwrightError(f"{type(model).__name__} has no shift layers and no binary attention to pack.")
     for name in shifts:
-        parent, _, leaf = name.rpartition(".")
         layer = twin.get_submodule(name)
         assert isinstance(layer, ShiftLinear)
-        setattr(twin.get_submodule(parent), leaf, PackedShiftLinear(layer))
+        twin = replace_module(twin, name, PackedShiftLinear(layer))
     for each in attention:
         each.native = True
     return twin
@@ -228,8 +228,7 @@ def _replaced(
     if not found:
         raise BitwrightError(f"{type(model).__name__} has no {kind.__name__} to convert.")
     for name, layer in found.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(twin.get_submodule(parent), leaf, convert(layer))
+        twin = replace_module(twin, name, convert(layer))
     return twin
 
 

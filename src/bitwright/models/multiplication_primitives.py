@@ -81,7 +81,9 @@ class ShiftLinear(nn.Module):
 
     @staticmethod
     def from_linear(layer: nn.Linear, mode: Literal["ps", "q"] = "ps", terms: int = 1) -> ShiftLinear:
-        """The nearest powers of two (of the logarithm) of a layer's weights."""
+        """The nearest powers of two (of the logarithm) of a layer's weights. Raises InputError for NaN, infinities."""
+        if not torch.isfinite(layer.weight).all():
+            raise InputError("The layer's weights hold NaN or infinity, which no power of two stands for.")
         made = ShiftLinear(layer.in_features, layer.out_features, mode, layer.bias is not None, terms)
         made._set(layer.weight.detach())
         if layer.bias is not None and made.bias is not None:

@@ -35,7 +35,7 @@ _EXACT = f"follows from the encoding of {PAPER}"
 LIBRARIES = ("osu018", "predictive-28nm")
 PAIR_SHARES = {"BERT-base": (99.12, 0.84, 0.04), "BERT-large": (99.24, 0.71, 0.05), "GPT2-XL": (98.80, 1.14, 0.06),
                "OPT-6.7B": (99.33, 0.64, 0.03)}  # fmt: skip
-GLUE = {"CoLA": (59.30, 59.60), "SST-2": (92.43, 93.35), "MNLI": (84.10, 84.91), "QQP": (90.36, 90.91),
+GLUE = {"CoLA": (59.30, 59.60), "SST-2": (92.43, 93.35), "MNLI": (84.10, 84.94), "QQP": (90.36, 90.91),
         "MRPC": (87.99, 87.75)}  # fmt: skip
 SQUAD = {"v1.1 F1": (86.38, 88.28), "v1.1 EM": (78.16, 80.82), "v2.0 F1": (75.90, 77.34), "v2.0 EM": (72.08, 73.60)}
 # published perplexity on Wikitext / C4: 4 bits, 8 bits, FP32
@@ -241,7 +241,9 @@ def _machine_claims() -> list[Claim]:
             note = reasons.get((machine, peer), "")
             if (machine, at) == ("accelerator", 1):
                 note = "our elements, library and activity; the released simulator's memories"
-            found.append(Claim(f"{what} over {peer}", place, published(figure, "x"), ours, tolerance, note))
+            # with ANT in 8 bits, its row repeats that of int8
+            limit = None if (machine, peer) == ("gpu", "ANT") else tolerance
+            found.append(Claim(f"{what} over {peer}", place, published(figure, "x"), ours, limit, note))
     return found
 
 
