@@ -1,5 +1,7 @@
 """Number-format execution against float64 products of independently rounded operands, and codes against values."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -266,6 +268,20 @@ def test_attention_of_other_models_is_intercepted() -> None:
         q, k, v = model.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
         expected = reference_attention(q, k, v, np.tri(5, dtype=bool), names)
         assert relative(execute_in(model, names)(x), expected) < 1e-5
+
+
+def test_copy_of_an_intercepted_model_runs_its_own_layers() -> None:
+    torch.manual_seed(7)
+    twin, x = execute_in(Other().eval(), FormatAssignment(keys="int4/8", values="int4/8")), torch.randn(2, 5, 16)
+    copied = copy.deepcopy(twin)
+    with torch.inference_mode():
+        before = twin(x)
+        assert torch.equal(copied(x), before)
+        copied.project.weight.mul_(0)
+        assert torch.equal(twin(x), before)
+        assert not torch.equal(copied(x), before)
+        again = execute_in(twin, FormatAssignment(weights="int4/row"))
+        assert not torch.equal(again(x), before)
 
 
 def test_transformers_model_runs_in_formats() -> None:

@@ -19,7 +19,8 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, TypeVar
+from types import MethodType
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -211,16 +212,17 @@ def execute_in(model: Network, assignment: FormatAssignment, exact: bool = False
 
 
 def _intercept(twin: nn.Module, attention: Callable[..., Tensor], needed: bool) -> None:
-    original = twin.forward
+    # bound to the module, so that a copy of it runs its own layers
+    original = cast(MethodType, twin.forward).__func__
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with _InterceptAttention(attention) as mode:
-            out = original(*args, **kwargs)
+            out = original(self, *args, **kwargs)
         if needed and not mode.calls:
             raise InputError(
-                f"{type(twin).__name__} calls no scaled_dot_product_attention, so formats of keys, values and "
+                f"{type(self).__name__} calls no scaled_dot_product_attention, so formats of keys, values and "
                 "attention reach nothing; leave them out or give its attention module an `attend` function."
             )
         return out
 
-    twin.forward = forward
+    twin.forward = MethodType(forward, twin)
