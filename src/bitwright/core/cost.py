@@ -94,12 +94,12 @@ class WorkloadCost:
 def compute_format(operator: Operator) -> str:
     """The number format an operator is computed in: its widest non-index input, floating point before integer.
 
-    Block formats of weights (q4_0, ...) are expanded to the format of the other operand; alone, they count as fp32.
+    Block formats (q4_0, mxfp4, ...) are expanded to the format of the other operand; alone, they count as fp32.
     """
     formats = [tensor.format for tensor in operator.inputs if tensor.role != "index"] or [
         tensor.format for tensor in operator.outputs
     ]
-    plain = [name for name in formats if not name.startswith(("q", "complex"))]
+    plain = [name for name in formats if name in FORMAT_BITS and not name.startswith(("q", "complex"))]
     floats = [name for name in plain if name.startswith(("fp", "bf", "tf"))]
     choice = floats or plain
     return max(choice, key=lambda name: FORMAT_BITS[name]) if choice else "fp32"

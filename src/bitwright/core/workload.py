@@ -61,7 +61,8 @@ class Tensor:
     """A tensor as one operator sees it: which loops index each of its axes.
 
     `name` ties the graph together: the operator that writes a name feeds those that read it. `statistics` holds
-    figures measured on real data (for example "sparsity", "digit_histogram", "sigma").
+    figures measured on real data (for example "sparsity", "digit_histogram", "sigma"). `stored_bits` are the bits per
+    element of a format that is not in `FORMAT_BITS`, scales included: they depend on the shape.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Tensor:
     role: Role = Role.ACTIVATION
     statistics: Mapping[str, Any] = field(default_factory=dict)
     size: int | None = None  # stored elements, where the loops do not give them (a gathered table, shared KV heads)
+    stored_bits: float | None = None
 
     def shape(self, loops: Mapping[str, int]) -> tuple[int, ...]:
         """Extent of every axis: 1 + the sum of coefficient * (extent - 1)."""
@@ -81,7 +83,12 @@ class Tensor:
 
     def bytes(self, loops: Mapping[str, int]) -> float:
         """Bytes touched, at the format's bits per element."""
-        return self.elements(loops) * FORMAT_BITS[self.format] / 8
+        return self.elements(loops) * self.bits / 8
+
+    @property
+    def bits(self) -> float:
+        """Stored bits per element."""
+        return FORMAT_BITS[self.format] if self.stored_bits is None else self.stored_bits
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Operator:
                     f"Operator {self.name!r}: loop {loop!r} has extent {extent}; every extent must be >= 1."
                 )
         for tensor in (*self.inputs, *self.outputs):
-            if tensor.format not in FORMAT_BITS:
+            if tensor.stored_bits is None and tensor.format not in FORMAT_BITS:
                 raise InputError(
                     f"Operator {self.name!r}: tensor {tensor.name!r} has unknown format {tensor.format!r}."
                 )
@@ -158,7 +165,7 @@ class Operator:
         read = 0.0
         for tensor in self.inputs:
             elements = tensor.elements(self.loops)
-            read += (elements if tensor.size is None else min(elements, most)) * FORMAT_BITS[tensor.format] / 8
+            read += (elements if tensor.size is None else min(elements, most)) * tensor.bits / 8
         return read
 
     @property
@@ -203,7 +210,8 @@ class Operator:
         """The same operator with the tensors of each role in another format (index tensors stay as they are)."""
 
         def convert(tensor: Tensor) -> Tensor:
-            return replace(tensor, format=formats.get(tensor.role, tensor.format))
+            name = formats.get(tensor.role)
+            return tensor if name is None else replace(tensor, format=name, stored_bits=None)
 
         return replace(self, inputs=tuple(map(convert, self.inputs)), outputs=tuple(map(convert, self.outputs)))
 

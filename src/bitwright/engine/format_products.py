@@ -29,7 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bitwright.arithmetic.formats.base import Encoded, NumberFormat
 from bitwright.arithmetic.formats.elements import FLOATS, FloatElement, PowerOfTwoElement
+from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs
 from bitwright.core.errors import InputError, UnknownNameError
 
 Integers = NDArray[np.int64]
@@ -103,11 +105,15 @@ class ProductUnit:
         return _signed_bits(*self.range)
 
     @cached_property
-    def encoded_bits(self) -> int:
-        """Bits of the signed products that occur: those of words that encoders make."""
+    def _encoded_range(self) -> tuple[int, int]:
         made = [kind.numbers & ~np.isin(np.arange(1 << kind.bits), kind.unused) for kind in (self.a, self.b)]
         products = self.table[np.ix_(*made)]
-        return _signed_bits(int(products.min()), int(products.max()))
+        return int(products.min()), int(products.max())
+
+    def sum_bits(self, k: int) -> int:
+        """Bits of signed sums over `k` products of words that encoders make."""
+        low, high = self._encoded_range
+        return _signed_bits(k * low, k * high)
 
     def values(self, a: ArrayLike, b: ArrayLike) -> Integers:
         """Products of words, signed or unsigned readings, broadcast against each other.
@@ -149,6 +155,21 @@ def words_of(kind: OperandKind, codes: ArrayLike) -> Integers:
     """Codes 0 .. 2^bits - 1 as the signed words that engines take."""
     half = 1 << (kind.bits - 1)
     return np.asarray((np.asarray(codes, np.int64) ^ half) - half)
+
+
+def operand_words(form: NumberFormat, encoded: Encoded) -> Integers:
+    """The codes of a tensor as the signed words that engines take, padding included: (..., padded k).
+
+    Raises InputError for a format that is no operand of a product.
+    """
+    if form.operand is None:
+        raise InputError(f"{form.name} is no operand of a hardware product.")
+    kind = _kinds()[form.operand]
+    if isinstance(form, OutlierVictimPairs):
+        return form.operand_words(encoded)
+    if kind.name.startswith("int"):
+        return form.integers(encoded.codes)
+    return words_of(kind, encoded.codes & ((1 << kind.bits) - 1))
 
 
 def nearest_words(kind: OperandKind, values: ArrayLike) -> Integers:

@@ -2,7 +2,8 @@
 
 Products run on the array; everything else runs on a vector unit of a given number of lanes. Between operators, tensors
 live in external memory, except that a result goes straight on when the next operator runs on the vector unit. The
-scores of attention pass the vector unit row by row and never leave the chip.
+scores of attention pass the vector unit row by row and never leave the chip. Codes with a scale per group are summed
+group by group, and the vector unit adds the groups.
 
 A serial engine (opt3, opt4c, opt4e) takes as many cycles as the digits of its encoded operand need: expected cycles
 from the operand statistics of every product, each encoding the operand that takes fewer.
@@ -11,12 +12,12 @@ from the operand statistics of every product, each encoding the operand that tak
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from bitwright.core.errors import InputError
 from bitwright.core.timeline import Schedule, Timeline
-from bitwright.core.workload import FORMAT_BITS, Gemm, Kind, Operator, Role, Tensor, Workload
+from bitwright.core.workload import Gemm, Kind, Operator, Role, Workload
 from bitwright.engine.hardware_rules import check_hardware
 from bitwright.engine.nest import loops
 from bitwright.engine.network_cost import EngineFigures, OperandStatistics, choose_operand
@@ -73,6 +74,30 @@ class OperatorOnEngine:
 
 
 @dataclass(frozen=True)
+class ScaleGroups:
+    """How many positions of K, and how many columns of a product share the scales of its operands; None: all of them.
+
+    The array sums codes, so a sum ends where a scale does; the vector unit multiplies it by the scales and adds it to
+    those before.
+    """
+
+    k: int | None = None
+    n: int | None = None
+
+    def parts(self, gemm: Gemm) -> tuple[Gemm, ...]:
+        """The products of codes that `gemm` consists of; the last group of K may be a smaller one."""
+        columns = min(self.n or gemm.n, gemm.n)
+        batch = gemm.batch * math.ceil(gemm.n / columns)
+        whole, rest = divmod(gemm.k, min(self.k or gemm.k, gemm.k))
+        parts = ((batch * whole, (gemm.k - rest) // whole), (batch, rest))
+        return tuple(Gemm(count, gemm.m, columns, k, gemm.density) for count, k in parts if k)
+
+
+NO_GROUPS = ScaleGroups()
+Groups = Callable[[Operator, int], ScaleGroups]  # of product number i of an operator
+
+
+@dataclass(frozen=True)
 class ProductOnEngine:
     """All products of a batch on an engine, with the words that pass its edges and the tile (m, n) it takes at a time.
 
@@ -111,23 +136,30 @@ def serial_figures(engine: TensorEngine, clock_hz: float = 1.0) -> EngineFigures
 
 def map_gemm(
     engine: TensorEngine, gemm: Gemm, operator: Operator | None = None, index: int = 0,
-    statistics: OperandStatistics | None = None,
+    statistics: OperandStatistics | None = None, groups: ScaleGroups = NO_GROUPS,
 ) -> ProductOnEngine:  # fmt: skip
-    """The products of `gemm`, number `index` of `operator`, on an engine.
+    """The products of `gemm`, number `index` of `operator`, on an engine, one per group of scales.
 
     On a serial engine the operand that takes fewer cycles is encoded. Raises InputError for a serial engine without
-    `operator` or `statistics`, and where operands have other widths than the statistics, IllegalTransformation for a K
-    at which the engine's states could lose a sum.
+    `operator` or `statistics`, with groups, and where operands have other widths than the statistics,
+    IllegalTransformation for a K at which the engine's states could lose a sum.
     """
     left: float
     right: float
-    check_depth(engine.nest, gemm.k)
     check_hardware(engine)
-    left, right, result = buffer_accesses(engine, gemm)
     tile = engine.rows, engine.columns
+    parts = groups.parts(gemm)
+    for part in parts:
+        check_depth(engine.nest, part.k)
     if not engine.serial:
-        total = float(gemm.batch * int(cycles(engine, gemm.m, gemm.n, gemm.k)))
-        return ProductOnEngine(total, gemm.macs / engine.macs_per_cycle, "", left, right, result, tile)
+        total = sum(part.batch * int(cycles(engine, part.m, part.n, part.k)) for part in parts)
+        left, right, result = map(sum, zip(*(buffer_accesses(engine, part) for part in parts), strict=True))
+        # sums of groups go to the vector unit, which holds the totals of a tile; only these are written
+        result -= sum(part.batch * part.m * part.n for part in parts) - gemm.batch * gemm.m * gemm.n
+        return ProductOnEngine(float(total), gemm.macs / engine.macs_per_cycle, "", left, right, result, tile)
+    left, right, result = buffer_accesses(engine, gemm)
+    if groups != NO_GROUPS:
+        raise InputError(f"Engine {engine.nest.name!r} is serial: it takes operands with one scale per row.")
     if statistics is None or operator is None:
         raise InputError(
             f"Engine {engine.nest.name!r} is serial: its cycles need the digit statistics of its operands."
@@ -156,15 +188,17 @@ def map_operator(
     passed: Set[str] = frozenset(),
     consumed: Set[str] = frozenset(),
     statistics: OperandStatistics | None = None,
+    groups: Groups | None = None,
 ) -> OperatorOnEngine:
     """Cycles and traffic of one operator. Operators of unknown kind are charged their bytes and no cycles.
 
     `passed` names the inputs that an operator of the vector unit gets from its predecessor without a detour through
-    memory, `consumed` the outputs that nobody reads from memory; `statistics` are needed by a serial engine.
+    memory, `consumed` the outputs that nobody reads from memory; `statistics` are needed by a serial engine, `groups`
+    by operands with more than one scale per row.
     """
     gemms = operator.gemms()
     if gemms:
-        return _map_products(operator, gemms, engine, system, consumed, statistics)
+        return _map_products(operator, gemms, engine, system, consumed, statistics, groups)
     fused = operator.kind in _FUSED
     vector_cycles = 0
     if operator.kind is not Kind.UNKNOWN:
@@ -193,25 +227,25 @@ def _off_array(
     return OperatorOnEngine(operator.name, operator.kind, 0.0, vector_cycles, 0, 0.0, 0.0, prefetch, read, written)
 
 
-def _element_bytes(tensor: Tensor) -> float:
-    return FORMAT_BITS[tensor.format] / 8
-
-
 def _map_products(
     operator: Operator, gemms: Sequence[Gemm], engine: TensorEngine, system: System, consumed: Set[str],
-    statistics: OperandStatistics | None,
+    statistics: OperandStatistics | None, groups: Groups | None,
 ) -> OperatorOnEngine:  # fmt: skip
     if len(operator.inputs) < 2:
         raise InputError(f"Operator {operator.name!r} is a product but names {len(operator.inputs)} input tensors.")
     attention = operator.kind is Kind.ATTENTION
     left_tensor = operator.inputs[0]
-    result_bytes = _element_bytes(operator.outputs[0])
+    result_bytes = operator.outputs[0].bits / 8
     array_cycles = busy_cycles = read = prefetch = buffer_read = buffer_write = 0.0
+    scaled = 0  # sums of groups that the vector unit multiplies by their scales and adds
     encoded = {"left": 0.0, "right": 0.0, "": 0.0}
     for index, gemm in enumerate(gemms):
         right_tensor = operator.inputs[1 + index] if attention and len(operator.inputs) > 2 else operator.inputs[1]
-        left, right = _element_bytes(left_tensor), _element_bytes(right_tensor)
-        product = map_gemm(engine, gemm, operator, index, statistics)
+        left, right = left_tensor.bits / 8, right_tensor.bits / 8
+        grouped = groups(operator, index) if groups else NO_GROUPS
+        product = map_gemm(engine, gemm, operator, index, statistics, grouped)
+        if grouped.k:
+            scaled += sum(part.batch * part.m * part.n for part in grouped.parts(gemm))
         array_cycles += product.cycles
         busy_cycles += product.busy_cycles
         encoded[product.encoded] += product.cycles
@@ -227,9 +261,9 @@ def _map_products(
         prefetch += left_read * (left_tensor.role in _PREFETCHED) + right_read * (right_tensor.role in _PREFETCHED)
     read += sum(tensor.bytes(operator.loops) for tensor in operator.inputs[3 if attention else 2 :])
     written = _stored(operator, consumed)
-    vector_cycles = 0
+    vector_cycles = math.ceil(scaled / system.vector_lanes)
     if attention:  # softmax between the two products: one pass for the maximum, one for exponential and sum
-        vector_cycles = math.ceil(2 * gemms[0].batch * gemms[0].m * gemms[0].n / system.vector_lanes)
+        vector_cycles += math.ceil(2 * gemms[0].batch * gemms[0].m * gemms[0].n / system.vector_lanes)
     return OperatorOnEngine(
         operator.name, operator.kind, array_cycles, vector_cycles, operator.macs, buffer_read, buffer_write,
         prefetch, read, written, busy_cycles, (encoded["left"], encoded["right"]),
@@ -237,9 +271,11 @@ def _map_products(
 
 
 def map_workload(
-    workload: Workload, engine: TensorEngine, system: System, statistics: OperandStatistics | None = None
-) -> list[OperatorOnEngine]:
-    """Every operator of a workload on an engine, in the workload's order; a serial engine needs `statistics`.
+    workload: Workload, engine: TensorEngine, system: System, statistics: OperandStatistics | None = None,
+    groups: Groups | None = None,
+) -> list[OperatorOnEngine]:  # fmt: skip
+    """Every operator of a workload on an engine, in the workload's order; a serial engine needs `statistics`, operands
+    with more than one scale per row their `groups`.
 
     A result goes straight to the next operator when that one runs on the vector unit; it is stored as well if anyone
     else reads it, or nobody does. Everything else passes through memory.
@@ -262,7 +298,7 @@ def map_workload(
             if fused_next and index + 1 in readers.get((tensor.name, index), []) and tensor.role is Role.ACTIVATION
         }
         consumed = {name for name in leaving if readers[name, index] == [index + 1]}
-        mapped.append(map_operator(operator, engine, system, arriving, consumed, statistics))
+        mapped.append(map_operator(operator, engine, system, arriving, consumed, statistics, groups))
         arriving = leaving
     return mapped
 

@@ -1,41 +1,45 @@
-"""The integers a tensor engine would see: operands of a model's linear layers, taken while it runs on a text.
+"""The words a tensor engine would see: operands of a model's linear layers, taken while it runs on a text.
 
-A seeded sample of rows and columns drives gate-level simulation; histograms of all values give digit statistics under
-any encoding, since those depend on a value only.
+A seeded sample of rows and columns drives gate-level simulation. Of INT8 operands, histograms of all values give digit
+statistics under any encoding, since those depend on a value only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitwright.arithmetic import formats
 from bitwright.core.errors import InputError, UnknownNameError
+from bitwright.engine.format_products import operand_words
+from bitwright.models.format_execution import FormatAssignment, execute_in
 from bitwright.models.integer import IntegerLinear
 
 
 @dataclass(frozen=True)
 class LayerOperands:
-    """Operands of one linear layer, an (m, k) by (k, n) product of int8 codes.
+    """Operands of one linear layer, an (m, k) by (k, n) product of codes.
 
-    `activations` is int8 (rows, k), `weights` int8 (k, columns): the sampled tokens and output channels, in their
-    order. `m`, `n`, `k` are the full sizes. The histograms count all m*k activations and k*n weights; entry i counts
-    the value i - 128.
+    `activations` (rows, k) and `weights` (k, columns) are those of the sampled tokens and output channels, in their
+    order: int8 codes, or int16 words of other formats. `m`, `n`, `k` are the full sizes. The histograms count all m*k
+    INT8 activations and k*n weights, entry i the value i - 128; operands of other formats have none.
     """
 
     name: str
-    activations: NDArray[np.int8]
-    weights: NDArray[np.int8]
+    activations: NDArray[np.integer[Any]]
+    weights: NDArray[np.integer[Any]]
     m: int
     n: int
     k: int
-    activation_histogram: NDArray[np.int64]
-    weight_histogram: NDArray[np.int64]
+    activation_histogram: NDArray[np.int64] | None = None
+    weight_histogram: NDArray[np.int64] | None = None
 
 
 def value_histogram(codes: Tensor) -> NDArray[np.int64]:
@@ -86,37 +90,75 @@ def collect_operands(
         codes, _ = layer.quantise_input(arguments[0])
         if name in found:
             before = found[name]
+            assert before.activation_histogram is not None
             counts = before.activation_histogram + value_histogram(codes)
             found[name] = replace(before, m=before.m + codes.shape[0], activation_histogram=counts)
-        else:
-            found[name] = _sample(name, layer, codes, (rows, columns), np.random.default_rng([seed, position]))
+            return
+        tokens, channels = _sample((codes.shape[0], layer.out_features), (rows, columns), [seed, position])
+        found[name] = LayerOperands(
+            name=name,
+            activations=codes.cpu().numpy()[tokens],
+            weights=np.ascontiguousarray(layer.weight_codes.cpu().numpy()[:, channels]),
+            m=codes.shape[0],
+            n=layer.out_features,
+            k=layer.in_features,
+            activation_histogram=value_histogram(codes),
+            weight_histogram=value_histogram(layer.weight_codes),
+        )
 
-    hooks = [
-        layer.register_forward_pre_hook(partial(take, name, position))
-        for position, (name, layer) in enumerate(available.items())
-        if name in wanted
-    ]
+    places = [(name, layer, place) for place, (name, layer) in enumerate(available.items()) if name in wanted]
+    _run_with_hooks(model, ids, {layer: partial(take, name, place) for name, layer, place in places})
+    return [found[name] for name in available if name in found]
+
+
+def collect_words(
+    model: nn.Module, assignment: FormatAssignment, ids: Tensor, *, rows: int = 64, columns: int = 64, seed: int = 0
+) -> list[LayerOperands]:
+    """Run `model` once in the formats of `assignment` and take the operands of its linear layers as hardware words.
+
+    Samples as `collect_operands`; a layer that is applied several times gives those of its first use. Raises InputError
+    when weights or activations have no format, or one that is no operand of a hardware product.
+    """
+    if assignment.weights is None or assignment.activations is None:
+        raise InputError(f"Words of both operands asked for; the assignment is: {assignment.name}.")
+    forms = formats.parse(assignment.activations), formats.parse(assignment.weights)
+    plain = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    twin = execute_in(model, assignment)
+    found: dict[str, LayerOperands] = {}
+
+    def take(name: str, position: int, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        given = arguments[0].reshape(-1, arguments[0].shape[-1]).float()
+        if name in found:
+            found[name] = replace(found[name], m=found[name].m + given.shape[0])
+            return
+        n, k = plain[name].weight.shape
+        tokens, channels = _sample((given.shape[0], n), (rows, columns), [seed, position])
+        left = operand_words(forms[0], forms[0].encode(given))[tokens, :k]
+        right = operand_words(forms[1], forms[1].encode(plain[name].weight.float()))[channels, :k]
+        found[name] = LayerOperands(
+            name, left.astype(np.int16), np.ascontiguousarray(right.T.astype(np.int16)), given.shape[0], n, k
+        )
+
+    _run_with_hooks(
+        twin, ids, {twin.get_submodule(name): partial(take, name, position) for position, name in enumerate(plain)}
+    )
+    return [found[name] for name in plain if name in found]
+
+
+def _run_with_hooks(model: nn.Module, ids: Tensor, takes: Mapping[nn.Module, Callable[..., None]]) -> None:
+    hooks = [layer.register_forward_pre_hook(take) for layer, take in takes.items()]
     try:
         with torch.inference_mode():
             model(ids)
     finally:
         for hook in hooks:
             hook.remove()
-    return [found[name] for name in available if name in found]
 
 
 def _sample(
-    name: str, layer: IntegerLinear, codes: Tensor, limits: tuple[int, int], generator: np.random.Generator
-) -> LayerOperands:
-    tokens = np.sort(generator.permutation(codes.shape[0])[: limits[0]])
-    channels = np.sort(generator.permutation(layer.out_features)[: limits[1]])
-    return LayerOperands(
-        name=name,
-        activations=codes.cpu().numpy()[tokens],
-        weights=np.ascontiguousarray(layer.weight_codes.cpu().numpy()[:, channels]),
-        m=codes.shape[0],
-        n=layer.out_features,
-        k=layer.in_features,
-        activation_histogram=value_histogram(codes),
-        weight_histogram=value_histogram(layer.weight_codes),
-    )
+    sizes: tuple[int, int], limits: tuple[int, int], seed: list[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which tokens and output channels are taken, each up to its limit, in their order."""
+    generator = np.random.default_rng(seed)
+    tokens, channels = (np.sort(generator.permutation(size)[:limit]) for size, limit in zip(sizes, limits, strict=True))
+    return tokens, channels

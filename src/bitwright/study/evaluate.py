@@ -10,10 +10,15 @@ from bitwright.core.machine import memory_preset
 from bitwright.core.progress import progress
 from bitwright.engine.yosys import yosys_version
 from bitwright.study.file import Study
-from bitwright.study.hardware import BuiltEngine, build_engine, check_engines
-from bitwright.study.performance import build_workloads, map_phase, workload_figures
+from bitwright.study.hardware import BuiltEngine, build_engine, check_engines, longest_tile
+from bitwright.study.performance import build_workloads, longest_sum, map_phase, workload_figures
 from bitwright.study.quality import digit_histograms, layer_digits, measure_quality, sample_operands
 from bitwright.study.result import StudyResult
+
+_GROUPS = (
+    "Where scales belong to groups of K, the array sums one group at a time; the vector unit multiplies each sum by "
+    "the scales and adds it to those before."
+)
 
 
 def evaluate_study(study: Study, folder: Path) -> StudyResult:
@@ -23,45 +28,53 @@ def evaluate_study(study: Study, folder: Path) -> StudyResult:
     have not changed. Raises BitwrightError for anything that cannot be done.
     """
     memory = memory_preset(study.memory)  # what can be wrong in a study should fail before the long steps
-    workloads = build_workloads(study, folder)
-    check_engines(study, folder, max(gemm.k for each in workloads.values() for one in each for gemm in one.gemms()))
+    used = {section.formats: study.model.format(section.formats) for section in study.engines}
+    workloads = {name: build_workloads(study, folder, formats) for name, formats in used.items()}
+    check_engines(study, folder, {name: longest_sum(workloads[name], formats) for name, formats in used.items()})
     tokens = {"prefill": study.workload.batch * study.workload.prompt, "decode": study.workload.batch}
     with progress(f"Evaluating {study.title}", 3) as advance:
         quality = measure_quality(study.model, folder)
-        operands = sample_operands(study.model, folder, study.seed)
+        operands = {name: sample_operands(study.model, folder, formats, study.seed) for name, formats in used.items()}
         advance(1)
         engines: list[BuiltEngine] = []
         for section in study.engines:
             for library in study.libraries:
-                engines.append(build_engine(study, section, library, folder, operands))
+                engines.append(build_engine(study, section, library, folder, operands[section.formats]))
         advance(1)
         phases = tuple(
-            map_phase(study, engine, name, workload, tokens[name])
-            for name, workload in workloads.items()
+            map_phase(study, engine, phase, workloads[engine.gates.formats][phase], tokens[phase])
+            for phase in tokens
             for engine in engines
         )
         advance(1)
+    figures = {
+        phase if len(used) == 1 else f"{phase}, {name}": workload_figures(by_phase[phase])
+        for name, by_phase in workloads.items()
+        for phase in by_phase
+    }
+    integers = operands.get("int8", ())
     roofline = {f"{engine.gates.engine} / {engine.gates.library}": engine.gates.peak.value * 1e12 for engine in engines}
     return StudyResult(
         title=study.title,
         inputs=study.model_dump(mode="json"),
-        workloads={name: workload_figures(workload) for name, workload in workloads.items()},
+        workloads=figures,
         quality=quality,
-        digits=layer_digits(operands),
-        digit_histograms=digit_histograms(operands),
+        digits=layer_digits(integers),
+        digit_histograms=digit_histograms(integers) if integers else {},
         gates=tuple(engine.gates for engine in engines),
         phases=phases,
         roofline={**roofline, "memory_bandwidth": memory.bandwidth.value},
         notes=_notes(
             study,
             memory.bandwidth.value,
-            list(dict.fromkeys(note for workload in workloads.values() for note in workload.notes)),
+            any(longest_tile(formats) for formats in used.values()),
+            list(dict.fromkeys(note for each in workloads.values() for one in each.values() for note in one.notes)),
         ),
         versions={"bitwright": __version__, "python": platform.python_version(), "yosys": yosys_version()},
     )
 
 
-def _notes(study: Study, bandwidth: float, workload_notes: list[str]) -> tuple[str, ...]:
+def _notes(study: Study, bandwidth: float, grouped: bool, workload_notes: list[str]) -> tuple[str, ...]:
     return (
         f"External memory: {study.memory}, {bandwidth / 1e9:g} GB/s; operand buffer of "
         f"{study.buffer.capacity / 1024:g} KiB; vector unit of {study.vector_lanes} lanes at the array's clock. "
@@ -74,5 +87,6 @@ def _notes(study: Study, bandwidth: float, workload_notes: list[str]) -> tuple[s
         f"{study.workload.context} each.",
         "Gates before placement: no wires, no clock tree, no glitches. Switching energy is that of linear-layer tiles "
         "and is applied to the attention products as well; the clock runs while the array waits.",
+        *([_GROUPS] if grouped else []),
         *workload_notes,
     )

@@ -21,7 +21,7 @@ from bitwright.models.format_execution import FormatAssignment
 from bitwright.study.format_table import RowResult
 
 SIZE = 16  # rows and columns of the output-stationary array
-_GROWTH_BITS = 10  # of the sum over up to 1024 products
+_LONGEST_SUM = 1024  # products
 AREA, ENERGY = "PE area", "energy per MAC"
 
 
@@ -37,7 +37,7 @@ def engine_for(assignment: FormatAssignment, size: int = SIZE) -> TensorEngine |
     if name is None:
         return None
     unit = product_unit(name)
-    bits = max(unit.product_bits, unit.encoded_bits + _GROWTH_BITS)
+    bits = max(unit.product_bits, unit.sum_bits(_LONGEST_SUM))
     return TensorEngine(
         size, size, a_bits=unit.a_bits, b_bits=unit.b_bits, accumulator_bits=bits, multiplier=name
     )  # fmt: skip

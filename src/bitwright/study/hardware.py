@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from bitwright.engine.timing import analyse_timing
 from bitwright.engine.waveforms import Waveforms
 from bitwright.engine.widths import check_depth
 from bitwright.engine.yosys import yosys_version
-from bitwright.study.file import EngineSection, Study, describe_engine
+from bitwright.study.file import EngineSection, FormatSection, Study, describe_engine, sum_bits
 from bitwright.study.quality import Operands, model_source
 from bitwright.study.result import Gates
 
@@ -67,20 +67,20 @@ class BuiltEngine:
     statistics: OperandStatistics | None = None
 
 
-def check_engines(study: Study, folder: Path, depth: int) -> None:
-    """Check what building the engines needs before any long step; `depth` is the longest sum of products.
+def check_engines(study: Study, folder: Path, depths: Mapping[str, int]) -> None:
+    """Check what building the engines needs before any long step; `depths`: the longest sum of products by formats.
 
     Raises InputError for an engine without hardware, an accumulator or state that can overflow or an unusable cell
     library, ToolError when there is no Yosys.
     """
     yosys_version()
     for section in study.engines:
-        engine = describe_engine(section)
-        needed = (depth * 127 * 127).bit_length() + 1
-        if section.accumulator_bits < needed:
+        engine, depth = describe_engine(section, study.model), depths[section.formats]
+        needed = sum_bits(study.model.format(section.formats), depth)
+        if engine.accumulator_bits < needed:
             raise InputError(
-                f"Engine {section.name}: {section.accumulator_bits} accumulator bits can overflow: sums of {depth} "
-                f"INT8 products occur, which take {needed} bits."
+                f"Engine {section.name}: {engine.accumulator_bits} accumulator bits can overflow: sums of {depth} "
+                f"products of {section.formats} codes occur, which take {needed} bits."
             )
         try:
             check_hardware(engine)
@@ -89,6 +89,11 @@ def check_engines(study: Study, folder: Path, depth: int) -> None:
                 serial_figures(engine)
         except InputError as error:
             raise InputError(f"Engine {section.name}: {error}") from None
+        if engine.serial and section.formats != "int8":
+            raise InputError(
+                f"Engine {section.name}: the digits that a serial engine's cycles depend on are measured for int8, not "
+                f"for {section.formats}."
+            )
         if engine.serial and (engine.a_bits, engine.b_bits) != (_MODEL_BITS, _MODEL_BITS):
             raise InputError(
                 f"Engine {section.name}: the digits of the model's operands are counted at {_MODEL_BITS} bits, so a "
@@ -103,16 +108,18 @@ def build_engine(
 ) -> BuiltEngine:
     """Generate, synthesise, time and simulate one engine in one library; expensive results come from the cache.
 
-    Raises BitwrightError when the netlist, driven with the model's operands, disagrees with the exact evaluation.
+    `operands` are words of the engine's formats. Raises BitwrightError when the netlist, driven with the model's
+    operands, disagrees with the exact evaluation.
     """
     library = find_library(_place(library_name, folder))
-    engine = describe_engine(section)
+    engine = describe_engine(section, study.model)
+    group = longest_tile(study.model.format(section.formats))
     verilog = generate(engine)
     report = synthesise_array(verilog, TOP, library, part_names(engine), study.objective)
     tokens = {"prefill": study.workload.batch * study.workload.prompt, "decode": study.workload.batch}
     activity = {
         phase + (", right encoded" if turned else ""): _cached_activity(
-            engine, report, library, operands, count, turned, study.seed, f"{section.name}, {phase}"
+            engine, report, library, operands, group, count, turned, study.seed, f"{section.name}, {phase}"
         )
         for phase, count in tokens.items()
         for turned in ((False, True) if engine.serial else (False,))
@@ -168,6 +175,7 @@ def _figures(
     return Gates(
         engine=section.name,
         library=library,
+        formats=section.formats,
         element_area=synthesised(element.area_um2, "um2"),
         array_area=synthesised(report.area_um2, "um2", ", buffer and vector unit not included"),
         element_max_frequency=synthesised(element.maximum_frequency_hz, "Hz", ", fastest netlist of the search"),
@@ -196,7 +204,7 @@ def _macs_per_cycle(engine: TensorEngine, operands: Sequence[Operands]) -> tuple
         return engine.macs_per_cycle, ""
     figures = serial_figures(engine)
 
-    def issue_cycles(matrices: Sequence[NDArray[np.int8]]) -> float:
+    def issue_cycles(matrices: Sequence[NDArray[np.integer[Any]]]) -> float:
         means = [measure_profile(each, engine.encoding, _MODEL_BITS, figures.group).issue_cycles for each in matrices]
         return float(np.average(means, weights=[entry.macs for entry in operands]))
 
@@ -209,9 +217,18 @@ def _macs_per_cycle(engine: TensorEngine, operands: Sequence[Operands]) -> tuple
     return streams / each[side], f", {each[side]:.2f} cycles per multiply-accumulate with the model's {side} encoded"
 
 
+def longest_tile(formats: FormatSection) -> int | None:
+    """Positions of K that the linear layers sum on the array at a time: a group of scales, or None for all."""
+    if formats.built_in:
+        return None
+    from bitwright.models.format_workload import scale_groups
+
+    return scale_groups(formats.assignment).linear.k
+
+
 def _cached_activity(
-    engine: TensorEngine, report: ArrayReport, library: Library, operands: Sequence[Operands], tokens: int,
-    turned: bool, seed: int, description: str,
+    engine: TensorEngine, report: ArrayReport, library: Library, operands: Sequence[Operands], group: int | None,
+    tokens: int, turned: bool, seed: int, description: str,
 ) -> dict[str, Any]:  # fmt: skip
     netlists = [report.glue.netlist_json, *(part.netlist_json for part in report.parts.values())]
     sample = hashlib.sha256()
@@ -219,16 +236,30 @@ def _cached_activity(
         sample.update(entry.activations.tobytes() + entry.weights.tobytes())
     inputs = {
         "version": _ACTIVITY_VERSION, "netlists": [text.encode() for text in netlists], "library": library.digest,
-        "operands": sample.digest(), "rows": _lines(engine, tokens, turned), "turned": turned, "seed": seed,
-        "engine": repr(engine),
+        "operands": sample.digest(), "group": group, "rows": _lines(engine, tokens, turned), "turned": turned,
+        "seed": seed, "engine": repr(engine),
     }  # fmt: skip
 
     def compute() -> dict[str, Any]:
         netlist = report.netlist(library)
-        return simulate_activity(engine, netlist, operands, tokens, turned, seed, report.period_s, description)
+        tiles = limited(operands, group, seed)
+        return simulate_activity(engine, netlist, tiles, tokens, turned, seed, report.period_s, description)
 
     result: dict[str, Any] = cache.get_or_compute("activity", inputs, compute)
     return result
+
+
+def limited(operands: Sequence[Operands], group: int | None, seed: int) -> list[Operands]:
+    """The operands with one group of K positions, drawn for every layer: sums end where a scale does."""
+    rng = np.random.default_rng(seed)
+
+    def cut(entry: Operands) -> Operands:
+        size = min(group or len(entry.weights), len(entry.weights))
+        start = int(rng.integers(len(entry.weights) // size)) * size
+        part = slice(start, start + size)
+        return replace(entry, activations=entry.activations[:, part], weights=entry.weights[part])
+
+    return [cut(entry) for entry in operands]
 
 
 def _lines(engine: TensorEngine, tokens: int, turned: bool) -> int:

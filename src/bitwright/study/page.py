@@ -155,6 +155,29 @@ def digit_plot(histograms: Mapping[str, Mapping[str, tuple[float, ...]]]) -> go.
     return figure
 
 
+def accuracy_plot(result: StudyResult, phase: str) -> go.Figure | None:
+    """Perplexity of an engine's formats against its energy per token in one phase, None unless formats differ."""
+    perplexity = {entry.format: entry.perplexity.value for entry in result.quality}
+    points = [entry for entry in result.phases if entry.phase == phase and entry.formats in perplexity]
+    if len({entry.formats for entry in points}) < 2:
+        return None
+    figure = go.Figure()
+    for name in dict.fromkeys(entry.formats for entry in points):
+        chosen = [entry for entry in points if entry.formats == name]
+        figure.add_scatter(
+            x=[entry.energy_per_token.value for entry in chosen],
+            y=[perplexity[name]] * len(chosen),
+            text=[_label(entry) for entry in chosen],
+            mode="markers+text",
+            textposition="top center",
+            name=name,
+            marker={"size": 10},
+        )
+    figure.update_xaxes(title="energy per token (J)", tickformat="~s", rangemode="tozero")
+    figure.update_yaxes(title="perplexity")
+    return figure
+
+
 def render(result: StudyResult) -> str:
     """The whole page as text."""
     parts: list[str] = [f"<h1>{html.escape(result.title)}</h1>"]
@@ -187,6 +210,7 @@ def render(result: StudyResult) -> str:
     rows = [
         [
             html.escape(_label(entry)),
+            html.escape(entry.formats),
             figure_cell(entry.element_area),
             figure_cell(entry.element_max_frequency),
             figure_cell(entry.array_area),
@@ -198,7 +222,8 @@ def render(result: StudyResult) -> str:
     ]
     parts.append(
         table_block(
-            ["engine / cells", "element", "element, fastest", "array", "array frequency", "peak", "density"], rows
+            ["engine / cells", "formats", "element", "element, fastest", "array", "array frequency", "peak", "density"],
+            rows,
         )
     )
     parts.append('<div class="plots">' + plot_block(area_plot(result.gates), "Area by component [synthesised]", True))
@@ -230,6 +255,11 @@ def render(result: StudyResult) -> str:
         ]
         parts.append(f"<h3>{html.escape(phase)}</h3>" + table_block(columns, rows))
     parts.append('<div class="plots">')
+    for phase in dict.fromkeys(entry.phase for entry in result.phases):
+        accuracy = accuracy_plot(result, phase)
+        if accuracy is not None:
+            title = f"Perplexity [executed] against energy per token [predicted], {phase}"
+            parts.append(plot_block(accuracy, title, True))
     parts.append(plot_block(energy_plot(result.phases), "Energy per token by component", True))
     parts.append(plot_block(roofline_plot(result.phases, result.roofline), "Roofline [predicted]", True, 440))
     for entry in result.phases:

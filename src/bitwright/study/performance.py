@@ -8,8 +8,8 @@ from pathlib import Path
 from bitwright.core.machine import memory_preset
 from bitwright.core.quantity import Evidence, Quantity
 from bitwright.core.workload import Role, Workload
-from bitwright.engine.mapping import OperatorOnEngine, System, map_workload, schedule
-from bitwright.study.file import Study
+from bitwright.engine.mapping import NO_GROUPS, Groups, OperatorOnEngine, System, map_workload, schedule
+from bitwright.study.file import FormatSection, Study
 from bitwright.study.hardware import BuiltEngine
 from bitwright.study.quality import model_source
 from bitwright.study.result import Phase
@@ -17,8 +17,8 @@ from bitwright.study.result import Phase
 _INT8 = {Role.WEIGHT: "int8", Role.ACTIVATION: "int8", Role.KV: "int8"}
 
 
-def build_workloads(study: Study, folder: Path) -> dict[str, Workload]:
-    """The phases of the study as INT8 workloads: prefill of the prompt, and one decode step.
+def build_workloads(study: Study, folder: Path, formats: FormatSection) -> dict[str, Workload]:
+    """The phases of the study in one of its formats: prefill of the prompt, and one decode step.
 
     A model that is a path is looked for in `folder`. Raises InputError for one that cannot be used.
     """
@@ -27,7 +27,32 @@ def build_workloads(study: Study, folder: Path) -> dict[str, Workload]:
     source, section = model_source(study.model, folder), study.workload
     prefill = trace(source, phase="prefill", batch=section.batch, tokens=section.prompt)
     decode = trace(source, phase="decode", batch=section.batch, context=section.context)
-    return {"prefill": prefill.with_formats(_INT8), "decode": decode.with_formats(_INT8)}
+    if formats.name == "int8":
+        return {"prefill": prefill.with_formats(_INT8), "decode": decode.with_formats(_INT8)}
+    from bitwright.models.format_workload import in_formats
+
+    assignment = formats.assignment
+    return {"prefill": in_formats(prefill, assignment), "decode": in_formats(decode, assignment)}
+
+
+def longest_sum(workloads: Mapping[str, Workload], formats: FormatSection) -> int:
+    """The most products that one exact sum on the array has: over K, or over a group of scales."""
+    groups = _groups(formats)
+    return max(
+        part.k
+        for workload in workloads.values()
+        for operator in workload
+        for index, gemm in enumerate(operator.gemms())
+        for part in (groups(operator, index) if groups else NO_GROUPS).parts(gemm)
+    )
+
+
+def _groups(formats: FormatSection) -> Groups | None:
+    if formats.built_in:
+        return None
+    from bitwright.models.format_workload import scale_groups
+
+    return scale_groups(formats.assignment)
 
 
 def workload_figures(workload: Workload) -> dict[str, Quantity]:
@@ -52,7 +77,8 @@ def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, 
     memory = memory_preset(study.memory)
     clock = engine.gates.max_frequency.value
     system = System(clock, study.buffer.capacity, study.vector_lanes, memory.bandwidth.value, study.memory)
-    mapped = map_workload(workload, engine.engine, system, engine.statistics)
+    groups = _groups(study.model.format(engine.gates.formats))
+    mapped = map_workload(workload, engine.engine, system, engine.statistics, groups)
     timeline = schedule(mapped, workload.edges(), system)
     cycles = sum(operator.array_cycles for operator in mapped)
     macs = sum(operator.macs for operator in mapped)
@@ -67,6 +93,7 @@ def map_phase(study: Study, engine: BuiltEngine, name: str, workload: Workload, 
         engine=engine.gates.engine,
         library=engine.gates.library,
         phase=name,
+        formats=engine.gates.formats,
         tokens=tokens,
         cycles=Quantity(cycles, "cycles", *counted),
         utilisation=Quantity(100 * busy / cycles, "%", counted[0], "busy share of the elements' cycles"),

@@ -37,6 +37,7 @@ class Gates:
 
     engine: str
     library: str
+    formats: str
     element_area: Quantity
     array_area: Quantity
     element_max_frequency: Quantity
@@ -58,6 +59,7 @@ class Phase:
     engine: str
     library: str
     phase: str
+    formats: str
     tokens: int
     cycles: Quantity
     utilisation: Quantity

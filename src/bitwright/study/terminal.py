@@ -58,7 +58,7 @@ def print_result(result: StudyResult, console: Console) -> None:
         console.print(_table("Is it still right?", ["format", "perplexity", "tokens", "evidence"], rows))
     console.print(_side_by_side("What has to be computed", result.workloads))
     gates = {
-        f"{entry.engine}\n{entry.library}": {
+        f"{entry.engine}, {entry.formats}\n{entry.library}": {
             "element": entry.element_area,
             "fastest element": entry.element_max_frequency,
             "array": entry.array_area,

@@ -11,6 +11,7 @@ from bitwright.arithmetic.formats.base import (
     NumberFormat,
     error_statistics,
     fake_quantise,
+    group_size,
     matmul,
 )
 from bitwright.arithmetic.formats.elements import FLOATS, BipolarElement, IntegerElement, PowerOfTwoElement
@@ -22,7 +23,7 @@ from bitwright.core.errors import InputError
 
 __all__ = [
     "FAMILIES", "GRAMMAR", "Encoded", "ErrorStatistics", "NumberFormat", "error_statistics",
-    "fake_quantise", "matmul", "parse",
+    "fake_quantise", "group_size", "matmul", "parse",
 ]  # fmt: skip
 
 

@@ -312,6 +312,12 @@ def _rows(encoded: Encoded) -> NDArray[np.float32]:
     return encoded.scale
 
 
+def group_size(number_format: NumberFormat) -> int | None:
+    """How many consecutive values share a scale; None where a whole row or tensor does."""
+    found = getattr(number_format, "block", None) or getattr(number_format, "granularity", None)
+    return found if isinstance(found, int) else None
+
+
 def _group_size(encoded: Encoded, k: int) -> int:
     return (
         k
