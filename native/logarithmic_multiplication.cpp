@@ -26,6 +26,11 @@ namespace {
 constexpr size_t kColumns = 256;
 constexpr uint32_t kSign = 0x80000000u, kLowest = 1u << 23, kHighest = 0x7f7fffffu, kInfinity = 0x7f800000u;
 
+// Bit patterns of the least and greatest normal number of operands and products, and what stands for greater ones.
+struct Limits {
+    uint32_t least, greatest, beyond;
+};
+
 // Least and greatest magnitude in one row of a block of columns: where both stay in range, so does every sum.
 struct Range {
     uint32_t least, greatest;
@@ -57,18 +62,35 @@ void add_rounded(const float* sums, size_t width, const Accumulator& form, float
     }
 }
 
-// sums[n] += a * row[n] for operands of any range: zero and subnormal operands and products below the smallest normal
-// number add nothing, products above the largest add infinity.
+// sums[n] += a * row[n] for operands of any range: operands and products below the least number add nothing, products
+// above the greatest what stands for them.
 BITWRIGHT_CLONES
-void add_any(float a, const float* row, size_t width, uint32_t offset, float* sums) {
+void add_any(float a, const float* row, size_t width, uint32_t offset, const Limits& limits, float* sums) {
     const auto left = std::bit_cast<uint32_t>(a);
     const auto base = static_cast<int64_t>(left & ~kSign) - offset;
     for (size_t n = 0; n < width; ++n) {
         const auto right = std::bit_cast<uint32_t>(row[n]);
         const int64_t wide = base + (right & ~kSign);
-        uint32_t sum = wide > kHighest ? kInfinity : static_cast<uint32_t>(wide);
-        sum = (wide < kLowest || (right & ~kSign) < kLowest) ? 0 : sum;
+        uint32_t sum = wide > limits.greatest ? limits.beyond : static_cast<uint32_t>(wide);
+        sum = (wide < limits.least || (right & ~kSign) < limits.least) ? 0 : sum;
         sums[n] += std::bit_cast<float>(sum | ((left ^ right) & kSign));
+    }
+}
+
+// The same where no sum of bit patterns leaves 31 bits.
+BITWRIGHT_CLONES
+void add_small(float a, const float* row, size_t width, uint32_t offset, const Limits& limits, float* sums) {
+    const auto left = std::bit_cast<uint32_t>(a);
+    const auto base = static_cast<int32_t>((left & ~kSign) - offset);
+    const auto least = static_cast<int32_t>(limits.least), greatest = static_cast<int32_t>(limits.greatest);
+    const auto beyond = static_cast<int32_t>(limits.beyond);
+    for (size_t n = 0; n < width; ++n) {
+        const auto right = std::bit_cast<uint32_t>(row[n]);
+        const auto magnitude = static_cast<int32_t>(right & ~kSign);
+        const int32_t wide = base + magnitude;
+        int32_t sum = wide > greatest ? beyond : wide;
+        sum = std::min(wide, magnitude) < least ? 0 : sum;
+        sums[n] += std::bit_cast<float>(static_cast<uint32_t>(sum) | ((left ^ right) & kSign));
     }
 }
 
@@ -104,16 +126,21 @@ Range range_of(const float* row, size_t width) {
     return {least, greatest};
 }
 
-bool in_range(float a, const Range& range, uint32_t offset) {
+bool in_range(float a, const Range& range, uint32_t offset, const Limits& limits) {
     const int64_t base = static_cast<int64_t>(std::bit_cast<uint32_t>(a) & ~kSign) - offset;
-    return range.least >= kLowest && base + range.least >= kLowest && base + range.greatest <= kHighest;
+    return range.least >= limits.least && base + range.least >= limits.least &&
+           base + range.greatest <= limits.greatest;
 }
 
 // One row of A on one block of columns of B, for k in [first, last): sums[n] += products in order.
 void row_product(const float* a, size_t first, size_t last, const float* b, size_t width, const Range* ranges,
-                 uint32_t offset, float* sums) {
-    const auto vanishes = [&](size_t k) { return (std::bit_cast<uint32_t>(a[k]) & ~kSign) < kLowest; };
-    const auto plain = [&](size_t k) { return !vanishes(k) && in_range(a[k], ranges[k], offset); };
+                 uint32_t offset, const Limits& limits, float* sums) {
+    const auto vanishes = [&](size_t k) { return (std::bit_cast<uint32_t>(a[k]) & ~kSign) < limits.least; };
+    const auto plain = [&](size_t k) { return !vanishes(k) && in_range(a[k], ranges[k], offset, limits); };
+    const auto fits = [&](size_t k) {
+        const int64_t base = static_cast<int64_t>(std::bit_cast<uint32_t>(a[k]) & ~kSign) - offset;
+        return base + ranges[k].greatest <= INT32_MAX;
+    };
     for (size_t k = first; k < last;) {
         const float* row = b + k * width;
         if (vanishes(k)) {
@@ -125,7 +152,8 @@ void row_product(const float* a, size_t first, size_t last, const float* b, size
             k += 4;
         } else {
             if (plain(k)) add_one(std::bit_cast<uint32_t>(a[k]) - offset, row, width, sums);
-            else add_any(a[k], row, width, offset, sums);
+            else if (fits(k)) add_small(a[k], row, width, offset, limits, sums);
+            else add_any(a[k], row, width, offset, limits, sums);
             ++k;
         }
     }
@@ -134,10 +162,14 @@ void row_product(const float* a, size_t first, size_t last, const float* b, size
 }  // namespace
 
 static void logarithmic_matmul(Matrix a, Matrix b, uint32_t offset, int every, int mantissa_bits, int lowest_exponent,
-                               float largest, int threads, Result out) {
+                               float largest, float least_normal, float greatest, bool saturates, int threads,
+                               Result out) {
     const size_t m = a.shape(0), k = a.shape(1), n = b.shape(1);
     if (b.shape(0) != k || out.shape(0) != m || out.shape(1) != n) throw std::invalid_argument("shapes do not match");
     if (every > 0 && (mantissa_bits < 1 || mantissa_bits > 21)) throw std::invalid_argument("accumulator too wide");
+    const auto top = std::bit_cast<uint32_t>(greatest);
+    const Limits limits{std::bit_cast<uint32_t>(least_normal), top, saturates ? top : kInfinity};
+    if (limits.least < kLowest || top > kHighest || top < limits.least) throw std::invalid_argument("no such range");
     nb::gil_scoped_release release;
     const Accumulator form{mantissa_bits, lowest_exponent, largest};
     const size_t chunk = every > 0 ? static_cast<size_t>(every) : std::max<size_t>(k, 1);
@@ -155,7 +187,7 @@ static void logarithmic_matmul(Matrix a, Matrix b, uint32_t offset, int every, i
                 for (size_t first = 0; first < k; first += chunk) {
                     float sums[kColumns] = {};
                     row_product(a.data() + r * k, first, std::min(first + chunk, k), packed.data(), width,
-                                ranges.data(), offset, sums);
+                                ranges.data(), offset, limits, sums);
                     if (every > 0) add_rounded(sums, width, form, total);
                     else std::copy(sums, sums + width, total);
                 }
@@ -168,7 +200,8 @@ static void logarithmic_matmul(Matrix a, Matrix b, uint32_t offset, int every, i
 
 void bind_logarithmic_multiplication(nb::module_& m) {
     m.def("logarithmic_matmul", &logarithmic_matmul, nb::arg("a"), nb::arg("b"), nb::arg("offset"), nb::arg("every"),
-          nb::arg("mantissa_bits"), nb::arg("lowest_exponent"), nb::arg("largest"), nb::arg("threads"), nb::arg("out"));
+          nb::arg("mantissa_bits"), nb::arg("lowest_exponent"), nb::arg("largest"), nb::arg("least_normal"),
+          nb::arg("greatest"), nb::arg("saturates"), nb::arg("threads"), nb::arg("out"));
 }
 
 }  // namespace bitwright

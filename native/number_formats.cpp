@@ -116,40 +116,82 @@ static void round_bipolar(const float* x, const float* scale, size_t groups, siz
     }
 }
 
-// Of `count` shares of the scale `most` of a group, the one of least squared error as bipolar integers, the first of
-// equal ones; 0 where `most` is 0. Errors of 1,024 values are summed pairwise in float32, those sums in double.
+constexpr size_t kShares = 16;      // scales tried together
+constexpr size_t kShortGroup = 64;  // values of a group whose scales are tried together
+
+// Squared errors of a short group as bipolar integers under `kShares` scales, summed pairwise.
 BITWRIGHT_CLONES
-static void best_bipolar_scales(const float* x, const float* most, const float* shares, size_t count, size_t groups,
-                                size_t size, float top, float* scale) {
+static void bipolar_errors(const float* x, size_t size, const float* scales, float top, float* errors) {
+    alignas(64) float off[kShortGroup][kShares];
+    alignas(64) float inverse[kShares], limit[kShares];
+    for (size_t at = 0; at < kShares; ++at) {
+        inverse[at] = 0.5f / scales[at];
+        limit[at] = top * scales[at];
+    }
+    for (size_t i = 0; i < size; ++i) {
+        const float magnitude = std::fabs(x[i]);
+        for (size_t at = 0; at < kShares; ++at) {
+            // the nearest odd integer to v >= 0 is 2 round(v / 2 - 1 / 2) + 1
+            const float value = __builtin_rintf(magnitude * inverse[at] - 0.5f) * 2 * scales[at] + scales[at];
+            const float apart = magnitude - (value < limit[at] ? value : limit[at]);
+            off[i][at] = apart * apart;
+        }
+    }
+    size_t width = std::bit_ceil(size);
+    for (size_t i = size; i < width; ++i) std::fill_n(off[i], kShares, 0.0f);
+    for (width /= 2; width > 0; width /= 2)
+        for (size_t i = 0; i < width; ++i)
+            for (size_t at = 0; at < kShares; ++at) off[i][at] += off[i + width][at];
+    std::copy_n(off[0], kShares, errors);
+}
+
+// The same of a group of any size under one scale, up to `best`: errors of 1,024 values are summed pairwise in float32,
+// those sums in double.
+BITWRIGHT_CLONES
+static double bipolar_error(const float* x, size_t size, float s, float top, double best) {
     constexpr size_t kChunk = 1024;
     alignas(64) float off[kChunk];
+    const float inverse = 0.5f / s, limit = top * s;
+    double error = 0;
+    for (size_t start = 0; start < size && error < best; start += kChunk) {
+        const size_t count_here = std::min(size - start, kChunk);
+        size_t width = std::bit_ceil(count_here);
+        for (size_t i = count_here; i < width; ++i) off[i] = 0;
+        const float* from = x + start;
+        for (size_t i = 0; i < count_here; ++i) {
+            const float magnitude = std::fabs(from[i]);
+            const float value = __builtin_rintf(magnitude * inverse - 0.5f) * 2 * s + s;
+            const float apart = magnitude - (value < limit ? value : limit);
+            off[i] = apart * apart;
+        }
+        for (width /= 2; width > 0; width /= 2)
+            for (size_t i = 0; i < width; ++i) off[i] += off[i + width];
+        error += off[0];
+    }
+    return error;
+}
+
+// Of `count` shares of the scale `most` of a group, the one of least squared error as bipolar integers, the first of
+// equal ones; 0 where `most` is 0.
+static void best_bipolar_scales(const float* x, const float* most, const float* shares, size_t count, size_t groups,
+                                size_t size, float top, float* scale) {
     for (size_t g = 0; g < groups; ++g, x += size) {
         double best = HUGE_VAL;
         scale[g] = most[g];
-        for (size_t at = 0; at < count && most[g] > 0; ++at) {
-            const float s = most[g] * shares[at], inverse = 0.5f / s, limit = top * s;
-            double error = 0;
-            for (size_t start = 0; start < size && error < best; start += kChunk) {
-                const size_t count_here = std::min(size - start, kChunk);
-                size_t width = std::bit_ceil(count_here);
-                for (size_t i = count_here; i < width; ++i) off[i] = 0;
-                const float* from = x + start;
-                for (size_t i = 0; i < count_here; ++i) {
-                    const float magnitude = std::fabs(from[i]);
-                    // the nearest odd integer to v >= 0 is 2 round(v / 2 - 1 / 2) + 1
-                    const float value = __builtin_rintf(magnitude * inverse - 0.5f) * 2 * s + s;
-                    const float apart = magnitude - (value < limit ? value : limit);
-                    off[i] = apart * apart;
-                }
-                for (width /= 2; width > 0; width /= 2)
-                    for (size_t i = 0; i < width; ++i) off[i] += off[i + width];
-                error += off[0];
-            }
-            if (error < best) {
-                best = error;
-                scale[g] = s;
-            }
+        const auto take = [&](double error, float s) {
+            if (error >= best) return;
+            best = error;
+            scale[g] = s;
+        };
+        size_t at = 0;
+        if (most[g] <= 0) continue;
+        for (; size <= kShortGroup && at + kShares <= count; at += kShares) {
+            float scales[kShares], errors[kShares];
+            for (size_t each = 0; each < kShares; ++each) scales[each] = most[g] * shares[at + each];
+            bipolar_errors(x, size, scales, top, errors);
+            for (size_t each = 0; each < kShares; ++each) take(errors[each], scales[each]);
         }
+        for (; at < count; ++at) take(bipolar_error(x, size, most[g] * shares[at], top, best), most[g] * shares[at]);
     }
 }
 

@@ -150,6 +150,9 @@ def logarithmic_matmul(
     mantissa_bits: int,
     lowest_exponent: int,
     largest: float,
+    least_normal: float,
+    greatest: float,
+    saturates: bool,
     threads: int,
     out: NDArray[np.float32],
 ) -> None: ...

@@ -15,7 +15,7 @@ from bitwright.core.errors import InputError
 NAMES = (
     "int8/row", "int4/32", "int2/tensor", "uint4/16", "bipolar1/row", "bipolar4/32", "bipolar8/tensor", "shift3/row",
     "shift6/16", "fp8_e4m3/row", "fp8_e5m2/none", "fp4_e2m1/8", "mxfp8_e5m2", "mxfp6_e3m2", "mxfp4", "mxint8",
-    "bfp12_16", "ovp4/row", "ovp8/32", "ovp4_unsigned/row", "int4/32,fp16",
+    "bfp12_16", "ovp4/row", "ovp8/32", "ovp4_unsigned/row", "int4/32,fp16", "lmul_e4m3/row",
 )  # fmt: skip
 
 

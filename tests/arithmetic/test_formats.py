@@ -20,7 +20,7 @@ PEERS = {
 NAMES = (
     "int2/row", "int3/16", "int4/32", "int4/32,fp16", "int8/row", "int8/tensor", "uint4/32", "uint3/row",
     "uint8/tensor", "bipolar1/row", "bipolar2/16", "bipolar4/row", "bipolar8/tensor", "ovp4/row", "ovp8/tensor",
-    "shift5/row", "shift4/none",
+    "shift5/row", "shift4/none", "lmul_e4m3/row", "lmul_e5m2/tensor",
     "fp8_e4m3/none", "fp8_e4m3/row", "fp8_e5m2/tensor", "fp6_e2m3/32", "fp6_e3m2/row", "fp4_e2m1/16",
     "mxfp8_e4m3",
     "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxfp4_16", "mxint8", "bfp12_32", "bfp14_64", "bfp16_64",

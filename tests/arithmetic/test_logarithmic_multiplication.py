@@ -184,6 +184,25 @@ def test_sums_of_few_bits(name, every):
         assert np.array_equal(lmul.matmul(a, b, 3, accumulation=name, threads=2), expected)
 
 
+@pytest.mark.parametrize("fmt", ["e4m3", "e5m2", "fp16"])
+def test_products_in_the_range_of_a_format(fmt):
+    rng = np.random.default_rng(5)
+    layout = lmul.FORMATS[fmt]
+    m = layout.mantissa_bits
+    size = layout.largest**0.5
+    a, b = (lmul.values(lmul.codes(rng.normal(0, size, shape) * 10.0 ** rng.integers(-6, 1, shape), fmt), fmt)
+            .astype(np.float32) for shape in ((9, 70), (70, 300)))  # fmt: skip
+    a, b = np.clip(a, -layout.largest, layout.largest), np.clip(b, -layout.largest, layout.largest)
+    products = lmul.multiply(a[:, :, None], b[None], fmt)
+    assert (products == 0).any()
+    assert (np.abs(products) >= layout.largest).any()
+    if layout.saturates:
+        made = lmul.matmul(a, b, m, exponents=fmt, threads=2)
+        assert np.allclose(made, products.sum(1), rtol=1e-5, atol=1e-5 * np.abs(products).max())
+    with pytest.raises(InputError, match=f"range of {fmt}.*adder form"):
+        lmul.matmul(a, b, m, "algebraic", exponents=fmt)
+
+
 def test_overflow_gives_infinity():
     big = np.full((1, 1), 3e38, np.float32)
     assert lmul.matmul(big, big)[0, 0] == np.inf

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitwright.arithmetic import formats
+from bitwright.arithmetic import logarithmic_multiplication as lmul
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.models.decoder import Decoder, generate
 from bitwright.models.encoder import Encoder, EncoderConfig
@@ -35,7 +36,7 @@ def relative(ours: Tensor, expected: np.ndarray) -> float:
 @given(
     st.sampled_from([
         "int8/row", "int4/row", "int4/32", "int5/8,fp16", "uint4/32", "int4/7", "fp8_e4m3/row", "fp8_e5m2/tensor",
-        "fp8_e4m3/none", "mxfp4", "mxfp8_e4m3", "bfp12_32", "mxint8",
+        "fp8_e4m3/none", "mxfp4", "mxfp8_e4m3", "bfp12_32", "mxint8", "lmul_e4m3/row", "lmul_e5m2/none",
     ]),
     st.integers(1, 9),
     st.integers(1, 6),
@@ -85,6 +86,73 @@ def test_linear_is_the_product_of_rounded_operands(weights: str | None, activati
     expected = rounded(activations, x) @ rounded(weights, linear.weight.detach()).T + linear.bias.detach().numpy()
     assert ours.shape == (2, 5, 33)
     assert relative(ours, expected) < 2e-6
+
+
+def added(left: np.ndarray, right: np.ndarray, name: str) -> np.ndarray:
+    """left (m, k) by right (n, k)^T, both rounded to a row format of L-Mul codes, summed in float64."""
+    form = formats.parse(name)
+    codes = [form.encode(each) for each in (left, right)]
+    unit = [each.scale.astype(np.float64) / form.element.unit for each in codes]
+    values = [form.integers(each.codes) * form.element.unit for each in codes]
+    products = lmul.multiply(values[0][:, None], values[1][None], name[5:9])
+    return np.asarray(products.sum(-1) * unit[0] * unit[1].T)
+
+
+@pytest.mark.parametrize("name", ["lmul_e4m3/row", "lmul_e5m2/row"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_linear_of_added_codes(name: str, exact: bool) -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(96, 33), torch.randn(10, 96) * torch.logspace(-3, 0, 96)
+    with torch.no_grad():
+        ours = FormatLinear(linear, name, name, "fp32", exact)(x)
+    expected = added(x.numpy(), linear.weight.detach().numpy(), name) + linear.bias.detach().numpy()
+    assert relative(ours, expected) < 2e-6
+    assert relative(x @ linear.weight.detach().t() + linear.bias.detach(), expected) > 1e-2
+
+
+def test_attention_of_added_codes() -> None:
+    torch.manual_seed(1)
+    query, key, value = torch.randn(1, 4, 3, 16), torch.randn(1, 2, 5, 16), torch.randn(1, 2, 5, 16)
+    name = "lmul_e4m3/row"
+    names = FormatAssignment(keys=name, values=name, attention=name)
+    made = format_attention(query, key, value, enable_gqa=True, assignment=names)
+    form = formats.parse(name)
+    for head in range(4):
+        k, v = key[0, head // 2], value[0, head // 2]
+        # queries of the heads that share keys are rounded one by one, like rows of a matrix
+        weights = torch.softmax(torch.from_numpy(added(query[0, head].numpy(), k.numpy(), name)) / 4, -1)
+        codes = form.encode(v.numpy())
+        scale = codes.scale[:, 0] / form.element.unit
+        rounded = form.encode((weights.numpy() * scale).astype(np.float32))
+        left = form.integers(rounded.codes) * form.element.unit
+        right = form.integers(codes.codes) * form.element.unit
+        expected = lmul.multiply(left[:, :, None], right[None], "e4m3").sum(1) * (rounded.scale / form.element.unit)
+        assert relative(made[0, head], expected) < 1e-5
+
+
+def test_added_codes_with_sums_of_few_bits() -> None:
+    torch.manual_seed(2)
+    linear, x = nn.Linear(64, 9, bias=False), torch.randn(6, 64)
+    layer = FormatLinear(linear, "lmul_e4m3/row", "lmul_e4m3/row", "bf16/16")
+    form = formats.parse("lmul_e4m3/row")
+    codes = [form.encode(each.detach().numpy()) for each in (x, linear.weight)]
+    values = [form.integers(each.codes) * form.element.unit for each in codes]
+    products = torch.from_numpy(lmul.multiply(values[0][:, None], values[1][None], "e4m3"))
+    total = torch.zeros(6, 9)
+    for start in range(0, 64, 16):
+        total = (total + products[..., start : start + 16].sum(-1).float()).bfloat16().float()
+    scales = [torch.from_numpy(each.scale / np.float32(form.element.unit)) for each in codes]
+    with torch.no_grad():
+        assert relative(layer(x), (total * scales[0] * scales[1].T).numpy()) < 1e-2
+
+
+@pytest.mark.parametrize(
+    "names", [{"weights": "lmul_e4m3/row"}, {"weights": "lmul_e4m3/row", "activations": "lmul_e5m2/row"},
+              {"keys": "lmul_e4m3/row", "attention": "fp8_e4m3/row"}, {"values": "lmul_e4m3/row"}],
+)  # fmt: skip
+def test_added_codes_meet_their_own_kind_only(names: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="need the same on both sides"):
+        FormatAssignment(**names)
 
 
 def test_int8_rows_are_those_of_integer_execution() -> None:

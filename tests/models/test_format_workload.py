@@ -26,7 +26,8 @@ def model() -> Decoder:
 
 @pytest.mark.parametrize("names", [("int4/32", "int8/row"), ("mxfp4", "mxfp4"), ("fp8_e4m3/row", "fp8_e4m3/row"),
                                    ("ovp4/row", "ovp4/row"), ("bipolar2/row", "int8/row"), ("shift5/row", "int8/row"),
-                                   ("uint4/32", "int8/row"), ("bfp12_32", "bfp12_32")])  # fmt: skip
+                                   ("uint4/32", "int8/row"), ("bfp12_32", "bfp12_32"),
+                                   ("lmul_e4m3/row", "lmul_e4m3/row")])  # fmt: skip
 def test_words_times_scales_are_what_the_layer_computes(model: Decoder, names: tuple[str, str]) -> None:
     weights, activations = names
     ids = torch.randint(0, 40, (1, 7))
@@ -52,7 +53,7 @@ def test_words_times_scales_are_what_the_layer_computes(model: Decoder, names: t
         for start in range(0, layer.k, size):
             part = slice(start, start + size)
             words_a, words_b = layer.activations[:, part].astype(np.int64), layer.weights[part].astype(np.int64)
-            sums = unit.matmul(words_a, words_b).astype(np.float64)
+            sums = unit.matmul(words_a, words_b) * 2.0 ** (unit.lsb - unit.a.lsb - unit.b.lsb)
             scale_a, scale_b = (np.repeat(each.scale.reshape(each.codes.shape[0], -1), layer.k, 1)
                                 if each.scale.reshape(each.codes.shape[0], -1).shape[1] == 1
                                 else np.repeat(each.scale, size, 1) for each in (left, right))  # fmt: skip

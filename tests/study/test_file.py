@@ -132,6 +132,8 @@ def test_a_format_decides_the_multiplier_and_the_widths(data):
     assert (engine.multiplier, engine.a_bits, engine.b_bits) == ("fp4_e2m1", 4, 4)
     # codes up to 12 in units of a half: 2048 products of 144
     assert engine.accumulator_bits == (2048 * 144).bit_length() + 1
+    study = parse_study(formats_of(data, "lmul_e4m3/row"))
+    assert describe_engine(study.engines[0], study.model).multiplier == "lmul_e4m3"
     study = parse_study(formats_of(data, W4A8))
     assert describe_engine(study.engines[0], study.model).multiplier == "int8*int4"
     study = parse_study(formats_of(data, {**W4A8, "keys": "int8/row"}, multiplier="booth", transformations=["opt1"]))
@@ -143,12 +145,13 @@ def test_a_format_decides_the_multiplier_and_the_widths(data):
     ("entry", "engine", "message"),
     [
         ({**W4A8, "keys": "int8/row"}, {}, "does one product.*several.*keys int8/row: int8;.*multiplier: booth"),
-        ({**W4A8, "attention": "mxfp8_e4m3", "keys": "ovp8/row"}, {}, "no exact product.*keys ovp8/row"),
+        ({**W4A8, "attention": "mxfp8_e4m3", "keys": "ovp8/row"}, {}, "no product.*keys ovp8/row"),
         ({"name": "w", "weights": "int4/32"}, {}, "leave activations, keys, values, attention in floating point"),
         ("mxfp4", {"multiplier": "booth"}, "multiplies integers of 8 x 8 bits.*are fp4_e2m1 codes"),
         ("bipolar8/row", {"multiplier": "tool"}, "are int9 codes"),
+        ({**W4A8, "activations": "uint4/32", "attention": "uint4/32"}, {}, "no product.*activations uint4/32"),
         ("mxfp4", {"encoding": "csd", "a_bits": 8}, "a_bits, encoding belong to integer multipliers"),
-        ("fp8_e5m2/row", {}, "no exact product of the codes of activations fp8_e5m2/row"),
+        ("fp8_e5m2/row", {}, "no product of the codes of activations fp8_e5m2/row"),
     ],
 )
 def test_formats_an_engine_cannot_take_are_refused(data, entry, engine, message):

@@ -231,13 +231,14 @@ def accumulator(text: str) -> tuple[int, int, int, float]:
 
 def matmul(
     a: ArrayLike, b: ArrayLike, mantissa: int = 4, form: Form = "adder", offset: Offset = "paper", threads: int = 1,
-    accumulation: str = "fp32",
+    accumulation: str = "fp32", exponents: str = "fp32",
 ) -> Floats:  # fmt: skip
     """A (m, k) @ B (k, n) with every product an L-Mul of operands rounded to `mantissa` bits: float32 (m, n).
 
-    Exponents are those of float32; round operands to FP8 first where its range matters. The adder form (native code)
-    sums in float32, k ascending; with another `accumulation` (see `accumulator`) each run of n products is summed so,
-    then added to the total, which is rounded, ties to even, and saturates. The algebraic form is linear in each
+    The range of operands and products is that of `exponents`, a name of `FORMATS`: what lies below its least normal
+    number counts as zero, products above its largest become that or infinity, as in `multiply`. The adder form (native
+    code) sums in float32, k ascending; with another `accumulation` (see `accumulator`) each run of n products is summed
+    so, then added to the total, which is rounded, ties to even, and saturates. The algebraic form is linear in each
     operand but for a constant, so it is three ordinary products of X, 2^x_e and Y, 2^y_e, exact but for their float32
     sums; "product" is the exact product of the rounded operands, the peer. `offset` "auto" is `best_matmul_offset`.
 
@@ -250,8 +251,9 @@ def matmul(
     sums = accumulator(accumulation)
     if form == "product" and not sums[0]:
         return np.asarray(left @ right, np.float32)
-    if form != "adder" and sums[0]:
-        raise InputError(f"Sums in {accumulation} are computed for the adder form, not for the form {form}.")
+    if form != "adder" and (sums[0] or exponents != "fp32"):
+        what = f"Sums in {accumulation}" if sums[0] else f"Products in the range of {exponents}"
+        raise InputError(f"{what} are computed for the adder form, not for the form {form}.")
     share = best_matmul_offset(left, right, mantissa, form) if offset == "auto" else fraction(offset, mantissa)
     if form == "algebraic":
         left_power, right_power = _powers(left), _powers(right)
@@ -259,7 +261,11 @@ def matmul(
         return np.asarray(made, np.float32)
     out = np.empty((left.shape[0], right.shape[1]), np.float32)
     constant = (127 << 23) - round(share * (1 << 23))
-    _native.logarithmic_matmul(np.ascontiguousarray(left), np.ascontiguousarray(right), constant, *sums, threads, out)
+    limits = _format(exponents)
+    _native.logarithmic_matmul(
+        np.ascontiguousarray(left), np.ascontiguousarray(right), constant, *sums, 2.0 ** (1 - limits.bias),
+        limits.largest, limits.saturates, threads, out,
+    )  # fmt: skip
     return out
 
 

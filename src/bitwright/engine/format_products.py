@@ -31,13 +31,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitwright.arithmetic.formats.base import Encoded, NumberFormat
 from bitwright.arithmetic.formats.elements import FLOATS, FloatElement, PowerOfTwoElement
+from bitwright.arithmetic.formats.logarithmic import LOGARITHMIC, LogarithmicElement
 from bitwright.arithmetic.formats.outlier_victim import OutlierVictimPairs
 from bitwright.core.errors import InputError, UnknownNameError
 
 Integers = NDArray[np.int64]
 _MOST_BITS = 64
 _OUTLIERS = (12, 16, 24, 32, 48, 64, 96)
-_ADDERS = {"lmul_e4m3": "fp8_e4m3", "lmul_e5m2": "fp8_e5m2"}
+_CODES = {name: f"fp8{name[4:]}" for name in LOGARITHMIC}  # the kind of word that an L-Mul adder takes
 Circuit = Callable[[Any, Any, Any], Any]  # (module, word of a, word of b) -> signed product
 
 
@@ -164,7 +165,7 @@ def operand_words(form: NumberFormat, encoded: Encoded) -> Integers:
     """
     if form.operand is None:
         raise InputError(f"{form.name} is no operand of a hardware product.")
-    kind = _kinds()[form.operand]
+    kind = _kinds()[_CODES.get(form.operand, form.operand)]
     if isinstance(form, OutlierVictimPairs):
         return form.operand_words(encoded)
     if kind.name.startswith("int"):
@@ -202,7 +203,7 @@ def product_name(a: str | None, b: str | None) -> str | None:
 
 def is_product(name: str) -> bool:
     """Whether `product_unit` has that unit."""
-    return name in _ADDERS or (_known(name) and _product_bits(*_operands(name)) <= _MOST_BITS)
+    return name in LOGARITHMIC or (_known(name) and _product_bits(*_operands(name)) <= _MOST_BITS)
 
 
 def _known(name: str) -> bool:
@@ -228,10 +229,10 @@ def _signed_bits(low: int, high: int) -> int:
 @cache
 def product_unit(name: str) -> ProductUnit:
     """The unit of that name. Raises UnknownNameError, and InputError for products wider than 64 bits."""
-    if name in _ADDERS:
-        return _logarithmic(FLOATS[_ADDERS[name]])
+    if name in LOGARITHMIC:
+        return _logarithmic(LOGARITHMIC[name])
     if not _known(name):
-        raise UnknownNameError("multiplier", name, ("booth", "tool", *_kinds(), *_ADDERS, "KIND*KIND"))
+        raise UnknownNameError("multiplier", name, ("booth", "tool", *_kinds(), *LOGARITHMIC, "KIND*KIND"))
     a, b = _operands(name)
     if not is_product(name):
         raise InputError(
@@ -342,25 +343,17 @@ def _split_float(element: FloatElement) -> Callable[[Any, Any], tuple[Any, Any]]
     return split
 
 
-def _logarithmic(element: FloatElement) -> ProductUnit:
-    """L-Mul, adder form: the magnitudes' codes are added, less the bias and plus 2^(m - l(m)); saturating, subnormal
-    operands and results flushed to zero (arXiv 2410.00907, section 2)."""
-    kind = _kinds()[element.name]
-    m, bits = element.mantissa_bits, element.bits
-    offset = (element.bias << m) - 1  # l(m) = m up to three bits: 2^(m - l) = 1
-    top = int(np.flatnonzero(element.integers[: 1 << (bits - 1)] * element.unit == element.largest)[0])
-    codes = np.arange(1 << bits)
-    magnitude = codes & ((1 << (bits - 1)) - 1)
-    added = magnitude[:, None] + magnitude[None, :] - offset
-    flushed = (magnitude[:, None] < 1 << m) | (magnitude[None, :] < 1 << m) | (added < 1 << m)
-    found = np.where(flushed, 0, element.integers[np.clip(added, 0, top)])
-    sign = (codes[:, None] ^ codes[None, :]) >> (bits - 1)
+def _logarithmic(element: LogarithmicElement) -> ProductUnit:
+    """L-Mul of two FP8 codes, as `arithmetic.formats.logarithmic` defines it."""
+    kind = _kinds()[_CODES[element.name]]
 
     def circuit(module: Any, left: Any, right: Any) -> Any:
         from bitwright.engine.rtl.floating_units import add_encodings
 
-        added_word = add_encodings(module, left, right, element.exponent_bits, m, True, top)
+        added_word = add_encodings(
+            module, left, right, element.exponent_bits, element.mantissa_bits, True, element.largest_code
+        )
         significand, shift = kind.split(module, added_word)
         return significand << shift
 
-    return ProductUnit(f"lmul_{element.name[4:]}", kind, kind, kind.lsb, np.where(sign == 1, -found, found), circuit)
+    return ProductUnit(element.name, kind, kind, kind.lsb, element.sums, circuit)

@@ -48,8 +48,8 @@ class FormatAssignment:
     """Which number format (a name of `arithmetic.formats.parse`) each operand has; None leaves it as it is.
 
     `accumulation` is the format of running sums: "fp32", or "bf16", "fp16", "fp8_e4m3" or "fp8_e5m2", rounded after
-    every 32 products, or after every n with "/n" ("bf16/16"). Raises InputError for unknown names, and for keys or
-    values with one scale per tensor, which a cache that grows by tokens cannot have.
+    every 32 products, or after every n with "/n" ("bf16/16"). Raises InputError for unknown names, for keys or values
+    with one scale per tensor, which a cache that grows by tokens cannot have, and for L-Mul codes on one side only.
     """
 
     weights: str | None = None
@@ -65,6 +65,14 @@ class FormatAssignment:
             if role in _CACHED and getattr(form, "granularity", None) == "tensor":
                 raise InputError(f"{form.name} for {role}: a cache grows by tokens; take a scale per row or group.")
         Accumulation.parse(self.accumulation)
+        for left, right in (("activations", "weights"), ("attention", "keys"), ("attention", "values")):
+            kinds = [getattr(formats.parse(name), "products", None) if (name := getattr(self, role)) else None
+                     for role in (left, right)]  # fmt: skip
+            if kinds[0] is not kinds[1]:
+                raise InputError(
+                    f"{left} {getattr(self, left)} meet {right} {getattr(self, right)}: codes that are multiplied by "
+                    "adding them (lmul_e4m3, ...) need the same on both sides."
+                )
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bitwright.arithmetic import formats
+from bitwright.arithmetic import formats, logarithmic_multiplication
 from bitwright.arithmetic.formats.base import Encoded, NumberFormat
 from bitwright.arithmetic.formats.elements import IntegerElement
 from bitwright.arithmetic.formats.integer import AsymmetricInteger
+from bitwright.arithmetic.formats.logarithmic import LogarithmicElement
 from bitwright.arithmetic.formats.scaled import Scaled
 from bitwright.core.errors import InputError
 from bitwright.models.integer import MAX_INNER, integer_matmul
@@ -33,12 +34,13 @@ ACCUMULATORS = {
 class Operand:
     """Rows (rows, k) of a product: `values`, float32 or int8, times `scale` (rows, 1), or 1 where there is none.
 
-    `bf16` says that the values are exact in bfloat16.
+    `bf16` says that the values are exact in bfloat16; `adder`: that they are codes multiplied by adding them (L-Mul).
     """
 
     values: Tensor
     scale: Tensor | None = None
     bf16: bool = False
+    adder: LogarithmicElement | None = None
 
     @property
     def real(self) -> Tensor:
@@ -56,6 +58,11 @@ class Accumulation:
 
     dtype: torch.dtype | None = None
     size: int = 32
+
+    @property
+    def name(self) -> str:
+        """What `parse` makes this of."""
+        return next((f"{name}/{self.size}" for name, dtype in ACCUMULATORS.items() if dtype == self.dtype), "fp32")
 
     @staticmethod
     def parse(text: str) -> Accumulation:
@@ -97,6 +104,10 @@ class Rounding:
     def _one_scale(form: Scaled, rows: Tensor) -> Operand:
         encoded = form.encode(rows)
         scale = torch.from_numpy(encoded.scale.reshape(-1, 1)).to(rows.device)
+        if isinstance(form.element, LogarithmicElement):
+            unit = np.float32(form.element.unit)
+            values = torch.from_numpy(form.integers(encoded.codes) * unit).float().to(rows.device)
+            return Operand(values, scale / float(unit), adder=form.element)
         if isinstance(form.element, IntegerElement):
             return Operand(torch.from_numpy(encoded.codes.view(np.int8)).to(rows.device), scale)
         ones = Encoded(encoded.codes, np.ones((), np.float32), None, encoded.shape)
@@ -117,7 +128,10 @@ def rounding(name: str) -> Rounding:
 
 
 def product(x: Operand, weight: Operand, accumulation: Accumulation) -> Tensor:
-    """x (m, k) @ weight (n, k)^T, float32: exact products; sums as `accumulation` says."""
+    """x (m, k) @ weight (n, k)^T, float32: exact products, or L-Mul where both operands are of its kind; sums as
+    `accumulation` says. Raises InputError for only one operand of that kind."""
+    if x.adder or weight.adder:
+        return _added(x, weight, accumulation)
     if accumulation.dtype is not None:
         left, right = x.real, weight.real
         total = left.new_zeros(left.shape[0], right.shape[0])
@@ -135,6 +149,21 @@ def product(x: Operand, weight: Operand, accumulation: Accumulation) -> Tensor:
     if x.scale is not None:
         sums.mul_(x.scale)
     return sums if weight.scale is None else sums.mul_(weight.scale.t())
+
+
+def _added(x: Operand, weight: Operand, accumulation: Accumulation) -> Tensor:
+    if x.adder is None or x.adder != weight.adder:
+        raise InputError("Codes that are multiplied by adding them (lmul_e4m3, ...) need the same on both sides.")
+    left, right = x.values.cpu().numpy(), weight.values.t().cpu().numpy()
+    made = logarithmic_multiplication.matmul(
+        left, right, x.adder.mantissa_bits, threads=torch.get_num_threads(), accumulation=accumulation.name,
+        exponents=x.adder.name.removeprefix("lmul_"),
+    )  # fmt: skip
+    sums = torch.from_numpy(made).to(x.values.device)
+    for scale in (x.scale, None if weight.scale is None else weight.scale.t()):
+        if scale is not None:
+            sums.mul_(scale)
+    return sums
 
 
 @contextmanager
@@ -210,13 +239,28 @@ def attention_products(
     mixed = torch.empty(*grouped, value_channels, device=query.device)
     # integers times integers: the values' codes need no rounding
     multiply = _multiplier(attention, None, accumulation, False)
-    if exact and attention is not None and values is not None:
+    adder = _adder(values)
+    if attention is not None and adder is not None:
+        integers, scale = integers * adder.unit, scale / adder.unit
+        multiply = _times_codes(attention, adder, accumulation)
+    elif exact and attention is not None and values is not None:
         multiply = _times_integers(attention)
     for part in range(scale.shape[-1]):
         chosen = slice(part * size, (part + 1) * size)
         folded = weights * scale[..., part].unsqueeze(2)
         mixed[..., chosen] = _each_head(multiply, folded, integers[..., chosen].transpose(2, 3), size)
     return mixed.reshape(batch, heads, queries, value_channels).to(query.dtype)
+
+
+def _adder(name: str | None) -> LogarithmicElement | None:
+    element = None if name is None else getattr(formats.parse(name), "element", None)
+    return element if isinstance(element, LogarithmicElement) else None
+
+
+def _times_codes(name: str, adder: LogarithmicElement, accumulation: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Product of probabilities (m, k), rounded to the format, and values (n, k) of codes that are added."""
+    rounds, sums = rounding(name), Accumulation.parse(accumulation)
+    return lambda a, b: product(rounds(a), Operand(b.contiguous(), adder=adder), sums)
 
 
 def _times_integers(name: str) -> Callable[[Tensor, Tensor], Tensor]:

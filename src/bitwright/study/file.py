@@ -268,10 +268,9 @@ def _products(formats: FormatSection) -> dict[str, ProductUnit]:
     for left, right in _MEET:
         pair = f"{left} {getattr(formats, left)} x {right} {getattr(formats, right)}"
         name = product_name(kinds[left], kinds[right])
-        unit = None if name is None else product_unit(name)
-        if unit is None or (unit.a.name, unit.b.name) != (kinds[left], kinds[right]):
-            raise InputError(f"formats {formats.name!r}: engines have no exact product of the codes of {pair}.")
-        units[pair] = unit
+        if name is None or (kinds[left] == "uint4" and kinds[right] != "uint4"):  # uint4 is the right operand
+            raise InputError(f"formats {formats.name!r}: engines have no product of the codes of {pair}.")
+        units[pair] = product_unit(name)
     return units
 
 

@@ -54,9 +54,11 @@ def default_rows() -> tuple[FormatRow, ...]:
     return (
         _row("fp32"),
         _both("fp8_e4m3/row"), _both("fp8_e5m2/row"), _both("mxfp8_e4m3"), _both("mxfp6_e2m3"), _both("mxfp4"),
+        _both("mxfp8_e5m2"), _both("mxfp6_e3m2"), _both("fp4_e2m1/row"),
         _both("mxint8"), _both("bfp16_64"), _both("bfp12_32"), _both("int8/row"), _both("int4/row"), _both("int4/32"),
         _row("int4/32 W", "int4/32"),
         _row("int4/32 W, int8/row A", "int4/32", "int8/row"),
+        _row("uint4/128 W, int8/row A", "uint4/128", "int8/row"),
         *(FormatRow(f"{name} KV", FormatAssignment(**cached[name])) for name in cached),
         _row("int8/row everywhere", "int8/row", "int8/row", **cached["int8/row"], attention="int8/row"),
         _row("mxfp8_e4m3 everywhere", "mxfp8_e4m3", "mxfp8_e4m3", keys="mxfp8_e4m3", values="mxfp8_e4m3",
@@ -64,9 +66,12 @@ def default_rows() -> tuple[FormatRow, ...]:
         _row("int4/32 W, int8/row A, bfp12_32 KV", "int4/32", "int8/row", **cached["bfp12_32"]),
         _row("fp8_e4m3/row W+A, bf16 sums", "fp8_e4m3/row", "fp8_e4m3/row", accumulation="bf16/32"),
         _row("shift5/row W, int8/row A", "shift5/row", "int8/row"),
+        _both("lmul_e4m3/row"),
+        _row("lmul_e4m3/row attention", keys="lmul_e4m3/row", values="lmul_e4m3/row", attention="lmul_e4m3/row"),
         # the scale of these is searched: once for weights, and for the inputs of a layer once per call
         _row("bipolar4/row W, int8/row A", "bipolar4/row", "int8/row"),
         _row("bipolar2/row W, int8/row A", "bipolar2/row", "int8/row"),
+        _both("bipolar4/row"),
         _row("ovp8/row W, ovp8/tensor A", "ovp8/row", "ovp8/tensor"),
         _row("ovp4/row W, ovp4/tensor A", "ovp4/row", "ovp4/tensor"),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from bitwright.arithmetic.formats.base import (
 )
 from bitwright.arithmetic.formats.elements import FLOATS, BipolarElement, IntegerElement, PowerOfTwoElement
 from bitwright.arithmetic.formats.integer import AsymmetricInteger
+from bitwright.arithmetic.formats.logarithmic import LOGARITHMIC
 from bitwright.arithmetic.formats.outlier_victim import named_pairs
 from bitwright.arithmetic.formats.scaled import Scaled
 from bitwright.arithmetic.formats.shared_exponent import MICROSCALING, block_floating_point, microscaling
@@ -50,6 +51,9 @@ FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
     rf"({'|'.join(FLOATS)}){_SCALE}(,fp16)?": lambda found: Scaled(
         FLOATS[found[1]], granularity(found[2]), 16 if found[3] else 32
     ),
+    rf"({'|'.join(LOGARITHMIC)})(?:/(none|tensor|row))?(,fp16)?": lambda found: Scaled(
+        LOGARITHMIC[found[1]], granularity(found[2]), 16 if found[3] else 32
+    ),
     rf"({'|'.join(MICROSCALING)})(?:_([0-9]{{1,9}}))?": lambda found: microscaling(
         found[1], int(found[2]) if found[2] else None
     ),
@@ -61,7 +65,8 @@ FAMILIES: dict[str, Callable[[re.Match[str]], NumberFormat]] = {
 GRAMMAR = (
     "int4/32 (2 to 8 bits, a scale per 32 values; or /row, /tensor; ,fp16 for half-precision scales), uint4/128 (with "
     "zero points), bipolar4/row (1 to 8 bits, odd integers), shift5/row (powers of two of 3 to 6 bits), "
-    f"{', '.join(FLOATS)} (scales as above, or /none), {', '.join(MICROSCALING)} (blocks of 32, or as in mxfp4_16), "
+    f"{', '.join(FLOATS)} (scales as above, or /none), {', '.join(LOGARITHMIC)} (FP8 codes multiplied by adding them, "
+    f"/row, /tensor or /none), {', '.join(MICROSCALING)} (blocks of 32, or as in mxfp4_16), "
     "bfp12_32 (4-bit integers and an 8-bit exponent per 32), ovp4 and ovp8 (outlier-victim pairs, scales as above; "
     "with ovp4_flint, ovp4_unsigned, ovp8_e4m3, ovp4_left, ovp4_bias3 for others)"
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -112,22 +113,29 @@ def _largest_of(x: Array) -> float:
 def matmul(left_format: NumberFormat, left: Encoded, right_format: NumberFormat, right: Encoded) -> NDArray[np.float32]:
     """left (m, k) @ right (n, k)^T from codes: integer sums inside a scale group, groups added in float32 in order.
 
-    Groups of both operands must divide one another. Sums that could leave int64 (E5M2 by E5M2) are put together in
+    Codes whose products are not those of integers (L-Mul) meet their own kind only. Groups of both operands must divide
+    one another. Sums that could leave int64 (E5M2 by E5M2) are put together in
     float64 from exact sums of 16-bit halves. Raises InputError for other shapes, and codes that halves do not hold.
     """
     if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[1]:
         raise InputError(f"Product of codes (m, k) and (n, k) asked for; got {left.shape} and {right.shape}.")
     k = left.shape[1]
-    a, b = (_centred(form, item, k) for form, item in ((left_format, left), (right_format, right)))
+    table = _own_products(left_format, right_format)
+    a, b = (
+        _centred(form, item, k) if table is None else item.codes[:, :k].astype(np.int64)
+        for form, item in ((left_format, left), (right_format, right))
+    )
     size_a, size_b = (_group_size(item, k) for item in (left, right))
     size = min(size_a, size_b)
     if max(size_a, size_b) % size and max(size_a, size_b) < k:
         raise InputError(f"Groups of {size_a} and {size_b} codes do not divide one another.")
-    largest = [int(np.abs(each).max(initial=0)) for each in (a, b)]
+    largest = [
+        int(np.abs(each).max(initial=0)) for each in ((a, b) if table is None else (table, np.ones(1, np.int64)))
+    ]
     wide = largest[0] * largest[1] * min(size, k) >= 1 << 63
     if wide and (max(largest) >= 1 << 46 or k >= 1 << 16):
         raise InputError("Integer sums of these codes do not fit 64 bits; take smaller groups or a narrower format.")
-    product = _wide_product if wide else exact_product
+    product = _wide_product if wide else exact_product if table is None else partial(_table_product, table)
     total = np.zeros((a.shape[0], b.shape[0]), np.float32)
     for start in range(0, k, size):
         part = product(a[:, start : start + size], b[:, start : start + size])
@@ -137,6 +145,24 @@ def matmul(left_format: NumberFormat, left: Encoded, right_format: NumberFormat,
         )
         scaled = part.astype(np.float64) * scale_a[:, None].astype(np.float64) * scale_b[None, :].astype(np.float64)
         total += scaled.astype(np.float32)
+    return total
+
+
+def _own_products(left: NumberFormat, right: NumberFormat) -> NDArray[np.int64] | None:
+    """Products of all pairs of codes, (256, 256), of formats that have their own."""
+    tables = [getattr(form, "products", None) for form in (left, right)]
+    if tables[0] is not tables[1]:
+        raise InputError(
+            f"{left.name} times {right.name}: codes that are multiplied by adding them need the same element on both "
+            "sides."
+        )
+    return tables[0]
+
+
+def _table_product(table: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    total = np.zeros((len(a), len(b)), np.int64)
+    for at in range(a.shape[1]):
+        total += table[a[:, at, None], b[None, :, at]]
     return total
 
 

@@ -43,6 +43,11 @@ class Scaled:
         return self.element.operand
 
     @property
+    def products(self) -> NDArray[np.int64] | None:
+        """Products of all pairs of codes where they are not those of `integers`, as `base.matmul` takes them."""
+        return getattr(self.element, "products", None)
+
+    @property
     def code_bits(self) -> int:
         """Bits of a code."""
         return self.element.bits
