@@ -338,6 +338,32 @@ def test_attention_of_other_models_is_intercepted() -> None:
         assert relative(execute_in(model, names)(x), expected) < 1e-5
 
 
+class Both(nn.Module):
+    """Attention of its own and one with an `attend` function: both run in the formats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.own = Other(), nn.Linear(16, 16)
+        self.own.attend = functional.scaled_dot_product_attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        attend = self.own.attend if isinstance(self.own, nn.Linear) else functional.scaled_dot_product_attention
+        out: Tensor = self.other(x) + attend(*(x.unflatten(-1, (2, 8)).transpose(1, 2),) * 3)
+        return out
+
+
+def test_attention_of_both_kinds_runs_in_formats() -> None:
+    torch.manual_seed(9)
+    model, x = Both().eval(), torch.randn(2, 5, 16)
+    names = FormatAssignment(keys="int4/8", values="int4/8")
+    heads = x.unflatten(-1, (2, 8)).transpose(1, 2)
+    with torch.inference_mode():
+        q, k, v = model.other.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        expected = reference_attention(q, k, v, np.tri(5, dtype=bool), names)
+        expected = expected + reference_attention(heads, heads, heads, np.ones((5, 5), bool), names)
+        assert relative(execute_in(model, names)(x), expected) < 1e-5
+
+
 def test_copy_of_an_intercepted_model_runs_its_own_layers() -> None:
     torch.manual_seed(7)
     twin, x = execute_in(Other().eval(), FormatAssignment(keys="int4/8", values="int4/8")), torch.randn(2, 5, 16)

@@ -16,19 +16,17 @@ the rounding of float32 sums, and not at all when scales are powers of two and e
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from types import MethodType
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from bitwright.arithmetic import formats
 from bitwright.core.errors import BitwrightError, InputError
+from bitwright.models.attention_interception import replace_attention
 from bitwright.models.format_products import (
     Accumulation,
     Rounding,
@@ -37,7 +35,7 @@ from bitwright.models.format_products import (
     product,
     rounding,
 )
-from bitwright.models.replacement import refuse_loading, replace_module
+from bitwright.models.replacement import refuse_joint_projections, refuse_loading, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 _CACHED = ("keys", "values")
@@ -122,20 +120,6 @@ class FormatLinear(nn.Module):
         return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
 
-class _InterceptAttention(TorchFunctionMode):
-    """Calls of `scaled_dot_product_attention` go to `attention`; `calls` counts them."""
-
-    def __init__(self, attention: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.attention, self.calls = attention, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            self.calls += 1
-            return self.attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
 def format_attention(
     query: Tensor,
     key: Tensor,
@@ -177,8 +161,8 @@ def format_attention(
 def execute_in(model: Network, assignment: FormatAssignment, exact: bool = False) -> Network:
     """A copy of `model`, in evaluation mode, that runs in the formats of `assignment`; other parameters are shared.
 
-    Every `nn.Linear` is replaced. Modules with an `attend` function get `format_attention` in its place; in models
-    without any, calls of `scaled_dot_product_attention` inside `forward` are intercepted.
+    Every `nn.Linear` is replaced. Modules with an `attend` function get `format_attention` in its place; other calls of
+    `scaled_dot_product_attention` inside `forward` are intercepted.
 
     Raises BitwrightError for a model without linear layers, InputError for `nn.MultiheadAttention` (whose projections
     are not `nn.Linear`) and for `exact=True` where no product has a format on both sides.
@@ -196,41 +180,15 @@ def execute_in(model: Network, assignment: FormatAssignment, exact: bool = False
         getattr(assignment, role) is not None for role in (*_CACHED, "attention")
     )
     in_linear = (assignment.weights, assignment.activations, assignment.accumulation) != (None, None, "fp32")
-    layers, hooks = 0, 0
-    for name, module in list(twin.named_modules()):
-        if isinstance(module, nn.MultiheadAttention):
-            raise InputError(
-                f"{name} is nn.MultiheadAttention, whose projections are not linear layers; write it with nn.Linear."
-            )
-        if in_attention and hasattr(module, "attend"):
-            module.attend = attention
-            hooks += 1
-        if isinstance(module, nn.Linear):
-            layers += 1
-            if in_linear:
-                made = FormatLinear(
-                    module, assignment.weights, assignment.activations, assignment.accumulation, exact
-                )  # fmt: skip
-                twin = replace_module(twin, name, made)
+    refuse_joint_projections(model)
+    layers = [name for name, module in twin.named_modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise BitwrightError(f"{type(model).__name__} has no linear layers to run in number formats.")
-    if in_attention and not hooks:
-        _intercept(twin, attention, needed=bool({"keys", "values", "attention"} & set(assignment.roles)))
+    for name in layers if in_linear else ():
+        linear_layer = cast(nn.Linear, twin.get_submodule(name))
+        made = FormatLinear(linear_layer, assignment.weights, assignment.activations, assignment.accumulation, exact)
+        twin = replace_module(twin, name, made)
+    if in_attention:
+        named = {"keys", "values", "attention"} & set(assignment.roles)
+        replace_attention(twin, attention, "formats of keys, values and attention" if named else "")
     return twin.eval()
-
-
-def _intercept(twin: nn.Module, attention: Callable[..., Tensor], needed: bool) -> None:
-    # bound to the module, so that a copy of it runs its own layers
-    original = cast(MethodType, twin.forward).__func__
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _InterceptAttention(attention) as mode:
-            out = original(self, *args, **kwargs)
-        if needed and not mode.calls:
-            raise InputError(
-                f"{type(self).__name__} calls no scaled_dot_product_attention, so formats of keys, values and "
-                "attention reach nothing; leave them out or give its attention module an `attend` function."
-            )
-        return out
-
-    twin.forward = MethodType(forward, twin)
