@@ -70,7 +70,11 @@ def test_kept_results_are_those_of_the_claims_of_today():
         if results:
             claims = catalogue.system(slug).claims()
             assert [result.name for result in results] == [claim.name for claim in claims], slug
-            assert [result.published for result in results] == [claim.published for claim in claims], slug
+            for result, claim in zip(results, claims, strict=True):
+                one, other = result.published, claim.published
+                # a published figure may be computed from a formula, whose last bit depends on the processor
+                assert one.value == pytest.approx(other.value, rel=1e-12), slug
+                assert (one.unit, one.evidence, one.source) == (other.unit, other.evidence, other.source), slug
 
 
 def test_a_result_survives_json_and_has_its_row_on_the_page():

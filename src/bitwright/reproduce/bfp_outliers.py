@@ -153,6 +153,56 @@ def _memory_ratio() -> Quantity:
     return Quantity(ratio, "", Evidence.PREDICTED, "exact bytes of codes and exponents, Llama2-7B, 4096 tokens")
 
 
+def _packed_cache() -> Quantity:
+    """Bytes that a packed cache of SmolLM2-135M allocates for 2,048 tokens over those of the formula."""
+    from bitwright.models.block_floating_cache import BfpKVCache, kv_bytes
+    from bitwright.models.load import load
+
+    config = load("smollm2-135m").decoder.config
+    stored = BfpKVCache(config, 1, 2048, "bfp12_32", "bfp12_32").stored_bytes
+    return _executed(stored / kv_bytes(config, 2048, 1, "bfp12_32"), "x", f"2,048 tokens in {stored:,} bytes")
+
+
+def _llama(figure: Callable[[Any], float], unit: str, source: str) -> Quantity:
+    from bitwright.models.configurations import configuration
+
+    return Quantity(figure(configuration("llama-2-7b")), unit, Evidence.PREDICTED, source)
+
+
+def memory_claims() -> tuple[Claim, ...]:
+    """Sizes of caches: exact arithmetic on packed codes and exponents, and what a cache really allocates."""
+    from bitwright.models.block_floating_cache import kv_bytes, largest_batch
+
+    def size(tokens: int) -> Claim:
+        shape = 2 * 32 * 32 * 128 * tokens  # keys and values of 32 layers, 32 heads of 128 channels
+        return Claim(
+            f"key-value cache of {tokens:,} tokens", "Llama2-7B, BFP12_64, batch 1",
+            Quantity(shape * 4.125 / 8, "B", Evidence.PUBLISHED, f"{_PAPER}: p + 8/n bits per element"),
+            lambda: _llama(lambda config: kv_bytes(config, tokens, 1, "bfp12_64"), "B", "packed codes and exponents"),
+            1e-9,
+        )  # fmt: skip
+
+    def batch(name: str, bits: float) -> Claim:
+        room = 40e9
+        fits = room // (2 * 32 * 32 * 128 * 4096 * bits / 8)
+        return Claim(
+            f"largest batch of 4,096 tokens, {name}", "Llama2-7B, 40 GB for keys and values",
+            Quantity(fits, "sequence", Evidence.PUBLISHED, f"{_PAPER}: p + 8/n bits per element"),
+            lambda: _llama(lambda config: largest_batch(config, 4096, room, name), "sequence", "exact bytes"), 0.0,
+        )  # fmt: skip
+
+    return (
+        Claim("bytes of a packed cache over the formula", "SmolLM2-135M, BFP12_32, 2,048 tokens",
+              Quantity(1.0, "x", Evidence.PUBLISHED, f"{_PAPER}: p + 8/n bits per element"), _packed_cache, 0.01),
+        Claim("memory of fp16 over a 4-bit mantissa", "Llama2-7B, fp16 over BFP12_64",
+              Quantity(16 / 4.125, "x", Evidence.PUBLISHED, f"{_PAPER}: p + 8/n bits per element"),
+              lambda: _llama(lambda config: kv_bytes(config, 4096, 1, "fp16") / kv_bytes(config, 4096, 1, "bfp12_64"),
+                             "x", "exact bytes, 4096 tokens"), 0.01),
+        *(size(tokens) for tokens in (4096, 8192, 16384, 32768)),
+        batch("fp16", 16), batch("bfp16_64", 8.125), batch("bfp12_64", 4.125),
+    )  # fmt: skip
+
+
 def dot_product_area(library: str, mantissa_bits: int = 4, block: int = 32) -> Quantity:
     """Area times period of the block dot product with its binary32 sum over that of FP16 multiply-accumulates of the
     same throughput; both one result per cycle, synthesised."""
@@ -242,6 +292,7 @@ def claims() -> tuple[Claim, ...]:
         Claim("memory of an 8-bit over a 4-bit mantissa", "Llama2-7B, BFP16_64 over BFP12_64",
               Quantity(2.0, "", Evidence.PUBLISHED, f"{_PAPER}, abstract"), _memory_ratio, 0.02,
               "Exponents are shared by 64 values in both: (8 + 1/8) / (4 + 1/8)."),
+        *memory_claims(),
         Claim("noise energy sorted over unsorted, n = head", "K cache BFP12, one block per head",
               Quantity(1.0, "", Evidence.PUBLISHED, f"{_PAPER}, results: no gain at n = 128 = head_dim"),
               lambda: _executed(10 ** (-mean_gain_db(64) / 10), "", "keys of 512 tokens, n = 64 = head_dim"), 1e-4),
