@@ -242,6 +242,7 @@ void attention_backward(Rows q, Rows k, Rows v, Rows out, Rows dout, Plane lse, 
 
 void bind_attention(nb::module_& m) {
     m.def("attention_path", &fastest_path);
+    m.def("attention_block", [] { return nb::make_tuple(kRows, kColumns, kPad); });
     m.def("attention_forward", &attention_forward, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("q_offsets"),
           nb::arg("k_offsets"), nb::arg("scale"), nb::arg("cap"), nb::arg("left"), nb::arg("right"), nb::arg("path"),
           nb::arg("threads"), nb::arg("out"), nb::arg("lse"));

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitwright import _native
 from bitwright.core.errors import InputError
-from bitwright.kernels.attention import PATHS, flash, split_k
+from bitwright.kernels.attention import COLUMN_BLOCK, PATHS, ROW_BLOCK, flash, scores_computed, split_k, work
 from bitwright.kernels.attention_merge import merge
 
 HERE = PATHS[PATHS.index(_native.attention_path()) :]
@@ -238,3 +239,36 @@ def test_no_keys_and_no_queries():
     assert (out == 0).all()
     assert (lse == -math.inf).all()
     assert flash(Q[:, :0], K, K).shape == (1, 0, 4, 16)
+
+
+@pytest.mark.parametrize(("tokens", "keys"), [(1, 1), (96, 256), (97, 97), (300, 700), (700, 300), (513, 513)])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, (20, 5)), (True, (255, -1))])
+def test_work_counts_the_visited_tiles(tokens: int, keys: int, causal: bool, window: tuple[int, int] | None) -> None:
+    rows, columns = np.arange(tokens)[:, None] + keys - tokens, np.arange(keys)[None]
+    seen = np.ones((tokens, keys), bool)
+    if causal:
+        seen &= columns <= rows
+    if window is not None:
+        left, right = window
+        seen &= (columns >= rows - left) if left >= 0 else True
+        seen &= (columns <= rows + right) if right >= 0 else True
+    visited = 0
+    for first in range(0, tokens, ROW_BLOCK):
+        block = seen[first : first + ROW_BLOCK]
+        places = np.flatnonzero(block.any(0))
+        if len(places):
+            start = places[0] // COLUMN_BLOCK * COLUMN_BLOCK
+            end = min((places[-1] // COLUMN_BLOCK + 1) * COLUMN_BLOCK, -(-keys // 16) * 16)
+            visited += len(block) * (end - start)
+    assert scores_computed(tokens, keys, causal, window) == visited >= seen.sum()
+
+
+def test_work_of_a_step() -> None:
+    forward, backward = (work(2, 192, 4, 64, kv_heads=2, backward=each) for each in (False, True))
+    scores = 2 * 4 * 192 * 192
+    assert forward.operations["matrix fp32"] == 4 * scores * 64
+    assert backward.operations["matrix fp32"] == 10 * scores * 64
+    assert forward.traffic["memory"] == 4 * 2 * 64 * (2 * 192 * 4 + 2 * 192 * 2)
+    assert (forward.pieces, backward.pieces) == (2 * 4 * 2, 4)
+    with pytest.raises(InputError, match="at least 1"):
+        work(0, 1, 1, 1)

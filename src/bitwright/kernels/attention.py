@@ -22,10 +22,13 @@ from bitwright import _native
 from bitwright.core.errors import InputError
 from bitwright.kernels.attention_merge import merge
 from bitwright.kernels.threads import thread_count, usable_path
+from bitwright.kernels.work import Work
 
 PATHS = ("avx512", "avx2", "portable")
-ROW_BLOCK, COLUMN_BLOCK = 96, 256  # as in native/attention.cpp
-_PAD = 16  # channels are padded to a vector
+ROW_BLOCK, COLUMN_BLOCK, _PAD = _native.attention_block()  # queries, keys; keys and channels are padded to a vector
+# Multiply-adds of the vector unit for one score, counted as two operations each: the 11 of an exponential (as
+# `decode_attention_cost.decode_work`), scale, maximum and sum; backward also the difference and product of slopes.
+_FORWARD, _BACKWARD = 2 * 14, 2 * 14
 
 
 def _path(path: str | None) -> str:
@@ -187,6 +190,43 @@ def flash(
     )
     out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
+
+
+def scores_computed(tokens: int, keys: int, causal: bool = False, window: tuple[int, int] | None = None) -> int:
+    """Scores of one head in the tiles that `flash` visits: rows of a block times the keys that any of them sees, whole
+    vectors of them, from the block of keys where the first one lies."""
+    left, right = window or (-1, -1)
+    if causal:
+        right = 0 if right < 0 else min(right, 0)
+    total = 0
+    for first in range(0, tokens, ROW_BLOCK):
+        last = min(first + ROW_BLOCK, tokens)
+        shift = keys - tokens
+        begin = 0 if left < 0 else min(max(first + shift - left, 0), keys)
+        end = keys if right < 0 else min(max(last + shift + right, 0), keys)
+        for start in range(begin // COLUMN_BLOCK * COLUMN_BLOCK, end, COLUMN_BLOCK):
+            total += (last - first) * -(-(min(start + COLUMN_BLOCK, keys) - start) // _PAD) * _PAD
+    return total
+
+
+def work(
+    batch: int, tokens: int, heads: int, channels: int, *, keys: int | None = None, kv_heads: int | None = None,
+    causal: bool = False, window: tuple[int, int] | None = None, backward: bool = False,
+) -> Work:  # fmt: skip
+    """What `flash` does: products of the visited tiles (two forward, five backward), an exponential per score, and
+    every row of queries, keys, values, outputs and gradients moved once. Raises InputError for sizes below 1."""
+    keys, kv_heads = keys or tokens, kv_heads or heads
+    if min(batch, tokens, heads, channels, keys, kv_heads) < 1:
+        raise InputError(f"Attention of {batch} x {tokens} x {heads} x {channels} asked for; expected at least 1 each.")
+    scores = float(batch * heads * scores_computed(tokens, keys, causal, window))
+    width = -(-channels // _PAD) * _PAD
+    rows = batch * channels * (2.0 * tokens * heads + 2.0 * keys * kv_heads)
+    products, other = (5, _BACKWARD) if backward else (2, _FORWARD)
+    pieces = batch * (kv_heads if backward else heads * -(-tokens // ROW_BLOCK))
+    return Work(
+        {"matrix fp32": products * 2.0 * scores * width, "fp32": other * scores},
+        {"memory": 4 * rows * (2 if backward else 1)}, pieces=pieces,
+    )  # fmt: skip
 
 
 def split_k(q: Tensor, k: Tensor, v: Tensor, splits: int, **options: Any) -> Any:

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from bitwright.kernels.benchmark import Case
-from bitwright.kernels.sequence_benchmark_cases import decode_attention, gated_linear_attention
+from bitwright.kernels.sequence_benchmark_cases import (
+    attention,
+    decode_attention,
+    gated_linear_attention,
+    kept_activations,
+)
 from bitwright.kernels.sparse_benchmark_cases import block_sparse, sparse_products
 from bitwright.kernels.work import Work
 
@@ -147,6 +152,8 @@ CASES: Mapping[str, Callable[[], Sequence[Case]]] = MappingProxyType({
     "shifts": shifts,
     "block-sparse": block_sparse,
     "sparse": sparse_products,
+    "attention": attention,
+    "kept-activations": kept_activations,
     "decode-attention": decode_attention,
     "gated-linear-attention": gated_linear_attention,
 })  # fmt: skip
