@@ -239,3 +239,14 @@ def test_bad_settings_and_networks(network):
     made, _ = apply(network, 4, 4, run(batch()))
     with pytest.raises(InputError, match="NaN"):
         made(torch.full((1, 24), float("nan")))
+
+
+def test_kept_layers_are_named_by_whole_parts():
+    """The name lm_head keeps what is called so, anywhere in the model, and nothing whose name only contains it."""
+    network = nn.ModuleDict({
+        name: nn.Linear(8, 8) for name in ("lm_head", "not_lm_head", "lm_head_2", "first")
+    } | {"inner": nn.ModuleDict({"lm_head": nn.Linear(8, 8), "lm_heads": nn.Linear(8, 8)})})  # fmt: skip
+    _, replaced = apply(network, 4, None)
+    assert {each.name for each in replaced} == {"not_lm_head", "lm_head_2", "first", "inner.lm_heads"}
+    _, replaced = apply(network, 4, None, keep_float=("inner.lm_head", "first"))
+    assert {each.name for each in replaced} == {"lm_head", "not_lm_head", "lm_head_2", "inner.lm_heads"}

@@ -66,6 +66,21 @@ def test_extreme_sums(path):
     assert (matmul(x, pack(top), np.ones(3), 1, path) == -128 * 15 * 512).all()
 
 
+def test_the_longest_group():
+    """2^19 products of the largest codes, and a zero point of 15 beside codes of 0, stay within int32; one more row is
+    refused, however small its codes."""
+    rows = 1 << 19
+    codes = np.zeros((rows, 2), np.uint8)
+    codes[:, 0] = 15
+    weights = GroupedWeights(codes, np.ones((1, 2), np.float32), np.array([[0, 15]], np.uint8), 4, rows)
+    x, expected = np.full((1, rows), -128, np.int8), np.array([[-15 * 128.0 * rows, 15 * 128.0 * rows]], np.float32)
+    assert np.array_equal(matmul(x, pack(weights), np.ones(1, np.float32), 1), expected)
+    longer = GroupedWeights(np.zeros((rows + 1, 1), np.uint8), np.ones((1, 1), np.float32), np.zeros((1, 1), np.uint8),
+                            4, rows + 1)  # fmt: skip
+    with pytest.raises(InputError, match=f"at most {rows} rows"):
+        pack(longer)
+
+
 def test_every_half_precision_number_times_every_code():
     """One product per group: the float32 product of both values."""
     every = np.arange(1 << 16).astype(np.uint16).view(np.float16)

@@ -94,6 +94,29 @@ def test_sums_that_leave_int32_are_kept_or_refused():
     assert matshift(np.full((1, 4), 5), packed, wide=False).tolist() == [[20]]
 
 
+@pytest.mark.parametrize("path", HERE)
+def test_rounding_down_can_leave_int32(path):
+    """Every shifted term may lie a unit below its real value: such sums leave int32 although the real ones do not."""
+    exponent, sign = np.array([[0] + [-14] * 3], np.int8), np.ones((1, 4), np.int8)
+    packed = pack_shifts(exponent, sign)
+    magnitude = int((2**31 - 1) / packed.gain)
+    assert packed.gain * magnitude < 2**31 < magnitude + 3 * -(-magnitude >> 14)
+    x = np.full((1, 4), -magnitude, np.int32)
+    assert matshift(x, packed, 1, path)[0, 0] == by_terms(x, exponent, sign)[0][0] < -(2**31)
+    with pytest.raises(InputError, match="leave int32"):
+        matshift32(x, packed, 1, path)
+    with pytest.raises(InputError, match="leave int32"):
+        matshift(x, packed, 1, path, wide=False)
+
+
+@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("top", [(1 << 24) - 1, 1 << 24, 1 << 25, (1 << 31) - 1, 1 << 31, 1 << 40])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_long_sums_of_large_integers(path, top, sign):
+    made = matadd(pack_mask(np.ones((3, 200), np.uint8)), np.full((200, 5), sign * top), 1, path)
+    assert np.array_equal(made, np.full((3, 5), 200 * sign * top))
+
+
 def test_weights_of_zeros():
     packed = pack_shifts(np.full((5, 3), -14), np.zeros((5, 3), int))
     assert not matshift(np.array([[-1, 2, 3]]), packed).any()

@@ -29,6 +29,19 @@ def test_eight_bits_are_close_to_the_layer():
     assert 1e-4 < error < 0.02
 
 
+@pytest.mark.parametrize("granularity", ["row", 16, 24])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_bias_is_added_once(granularity, rounded):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 5), torch.randn(20, 64)
+    plain = nn.Linear(64, 5, bias=False)
+    with torch.no_grad():
+        plain.weight.copy_(layer.weight)
+        layer.bias.copy_(torch.tensor([100.0, -50.0, 3.0, 0.0, 1.0]))
+    made, without = (BitPlaneLinear.of(each, 4, 8, granularity, rounded=rounded)(x) for each in (layer, plain))
+    torch.testing.assert_close(made - without, layer.bias.detach().expand(20, 5), rtol=0, atol=1e-4)
+
+
 def test_execution_replaces_what_is_not_kept():
     network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     made = bit_plane_execution(network, 2, 8, keep=("2",))

@@ -139,3 +139,40 @@ def test_a_common_bias_is_cancelled_by_normalisation_only():
         after = float((other - normed).norm() / normed.norm())
     assert scale > 1.08
     assert after < 0.6 * relative
+
+
+@pytest.mark.parametrize("mantissa", [2, 3, 7])
+def test_constants_are_those_of_the_mantissa(mantissa):
+    torch.manual_seed(1)
+    network, x = nn.Sequential(nn.Linear(48, 24)), torch.randn(40, 48)
+    found = calibrated_offsets(network, lambda model: model(x), mantissa)
+    weight = network[0].weight.detach().numpy().T
+    assert found == {"0": lmul.best_matmul_offset(x.numpy(), weight, mantissa)}
+    assert found["0"] != lmul.best_matmul_offset(x.numpy(), weight, 4)  # that of the default
+
+
+def test_attention_without_the_function_is_refused():
+    """Unless only linear layers are asked for; one module that calls torch's function by itself is enough."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = self.linear(x)
+            return functional.scaled_dot_product_attention(x, x, x)
+
+    class Open(Attention):
+        attend = staticmethod(functional.scaled_dot_product_attention)
+
+        def forward(self, x):
+            x = self.linear(x)
+            return self.attend(x, x, x)
+
+    network, x = nn.Sequential(Open(), Attention()), torch.randn(1, 2, 3, 8)
+    for scope in ("all", "attention"):
+        with pytest.raises(InputError, match=r"^1 \(Attention\) calls scaled_dot_product_attention"):
+            with_logarithmic_products(network, scope)
+    assert with_logarithmic_products(network, "linear")(x).shape == x.shape
+    assert with_logarithmic_products(nn.Sequential(Open()), "all")(x).shape == x.shape

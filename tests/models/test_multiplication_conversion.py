@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
+from bitwright.models import multiplication_conversion
 from bitwright.models.binary_attention import BinaryLinearAttention, HashSettings
 from bitwright.models.multiplication_conversion import (
     SmallVisionTransformer,
@@ -181,8 +182,48 @@ def test_an_interrupted_conversion_goes_on(tmp_path):
     again = convert_in_stages(images, labels, 0, epochs=1, folder=tmp_path)
     for stage, model in made.items():
         assert torch.equal(model(images[:9]), again[stage](images[:9]))
-    kept = convert_in_stages(images, labels, 0, epochs=100_000, folder=tmp_path)  # nothing is trained again
+    with pytest.MonkeyPatch.context() as patched:  # nothing is trained again
+        patched.setattr(multiplication_conversion, "train", None)
+        kept = convert_in_stages(images, labels, 0, epochs=1, folder=tmp_path)
     assert torch.equal(made["mixture"](images[:9]), kept["mixture"](images[:9]))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"epochs": 2}, "multiply-0.safetensors was made with other epochs"),
+     ({"balance": 0.5}, "mixture-0.safetensors was made with other balance"),
+     ({"latencies": (1.0, 1.0)}, "mixture-0.safetensors was made with other latencies"),
+     ({"sparse_above": 0.1}, None)],
+)  # fmt: skip
+def test_stages_of_other_settings_are_not_taken(tmp_path, options, match):
+    images, labels = stripes(32)
+    convert_in_stages(images, labels, 0, epochs=1, folder=tmp_path, stages=("mixture",))
+    again = {"epochs": 1, "folder": tmp_path, "stages": ("mixture",), **options}
+    if match is None:  # kept under another name
+        assert len(convert_in_stages(images, labels, 0, **again)) == 3
+        again["sparse_above"], match = 0.2, "additive-sparse-0.safetensors was made with other sparse_above"
+    with pytest.raises(InputError, match=match):
+        convert_in_stages(images, labels, 0, **again)
+    with pytest.raises(InputError, match="other images and labels"):
+        convert_in_stages(images + 0.1, labels, 0, epochs=1, folder=tmp_path)
+
+
+def test_a_hash_of_other_settings_is_not_taken(tmp_path):
+    images, labels = stripes(32)
+    options = {"epochs": 1, "folder": tmp_path, "stages": ("additive",), "quantiser": "hash"}
+    convert_in_stages(images, labels, 0, hashing=HASHING, **options)
+    with pytest.raises(InputError, match=r"additive-hash-0\.safetensors was made with other hashing"):
+        convert_in_stages(images, labels, 0, hashing=HashSettings(8, 12, 6, 4), **options)
+
+
+@pytest.mark.parametrize("size", [0, 4, 300, -1])
+def test_a_damaged_stage_is_named(tmp_path, size):
+    images, labels = stripes(32)
+    convert_in_stages(images, labels, 0, epochs=1, folder=tmp_path, stages=("multiply",))
+    path = tmp_path / "multiply-0.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"Cannot read the kept stage .*multiply-0\.safetensors.*delete it"):
+        convert_in_stages(images, labels, 0, epochs=1, folder=tmp_path)
 
 
 @pytest.mark.slow

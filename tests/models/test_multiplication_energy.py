@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 
 from bitwright.core.errors import InputError, UnknownNameError
+from bitwright.models import multiplication_energy
 from bitwright.models.multiplication_energy import (
     CHARGED,
     RELEASED,
@@ -83,6 +84,24 @@ def test_switches():
     held = operator_energy(layer.operator, "shift", assumptions=replace(RELEASED, registers_per_term=False))
     assert held.compute_j == pytest.approx(49 * 64 * 96 * 0.13e-12)
     assert operator_energy(layer.operator, "multiply", "eyeriss8").total_j < small
+
+
+@pytest.mark.parametrize(("column", "passes"), [(1, 0), (2, 1), (4, 3)])
+@pytest.mark.parametrize("per_term", [True, False])
+def test_sums_passed_on_to_neighbours(monkeypatch, column, passes, per_term):
+    """Of `column` elements that share an output all but the last pass their sum on: a price per bit of each pass."""
+    layer = product_layer("layer", "mlp", "multiply", 1, 1, 1, column, 1)
+    found = []
+    for price in (0.0, 1e-12):
+        monkeypatch.setattr(multiplication_energy, "_SEARCHED", {})
+        monkeypatch.setattr(multiplication_energy, "RECTANGLES", ((1, column),))
+        monkeypatch.setattr(multiplication_energy, "NEIGHBOUR_J_PER_BIT", price)
+        how = replace(RELEASED, registers_per_term=per_term)
+        found.append(operator_energy(layer.operator, "multiply", assumptions=how))
+    bits = value_bits("multiply")["O"]
+    passed = passes if per_term else max(passes, 1)  # the released formula: at least one per write of the buffer
+    assert found[1].network_j - found[0].network_j == pytest.approx(passed * bits * 1e-12)
+    assert replace(found[1], network_j=0.0) == replace(found[0], network_j=0.0)
 
 
 def test_networks_add_up():

@@ -80,3 +80,33 @@ def test_values_as_wide_as_they_are():
 def test_exact_products_have_no_other_sums():
     with pytest.raises(InputError, match="summed exactly"):
         execute_in(nn.Linear(8, 8), FormatAssignment("int8/row", "int8/row", accumulation="bf16"), exact=True)
+
+
+CONVERTED = {
+    **CONVERSIONS,
+    LogarithmicLinear: lambda model: with_logarithmic_products(model, "all", 3),
+}
+
+
+@pytest.mark.parametrize("kind", list(CONVERTED), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(lambda: nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16)), "1.self_attn"),
+     (lambda: nn.MultiheadAttention(8, 2), "The model")],
+    ids=["inside", "alone"],
+)  # fmt: skip
+def test_joint_projections_are_refused(kind, make, name):
+    with pytest.raises(InputError, match=f"^{name} is nn.MultiheadAttention"):
+        CONVERTED[kind](make())
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_zero_points_of_attention_values(exact):
+    """Values far from zero: what a product of codes has too much is taken off again, in every group."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 4, 5, 32), torch.randn(1, 2, 7, 32), torch.randn(1, 2, 7, 32)
+    v = v + torch.linspace(-20, 30, 32)
+    assignment = FormatAssignment(attention="int8/row", keys="int8/row", values="uint8/16")
+    found = format_attention(q, k, v, enable_gqa=True, assignment=assignment, exact=exact)
+    exactly = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    assert (found - exactly).abs().max() < 0.5

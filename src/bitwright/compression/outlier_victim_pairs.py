@@ -36,7 +36,7 @@ from bitwright.arithmetic.formats.outlier_victim_products import exponent_intege
 from bitwright.arithmetic.formats.scaled import Scaled
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.models.format_products import Accumulation, Operand, product
-from bitwright.models.replacement import refuse_loading, replace_module
+from bitwright.models.replacement import refuse_joint_projections, refuse_loading, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 Scheme = Literal["pairs", "clipped", "absmax"]
@@ -219,9 +219,11 @@ def apply(
     sides. `nn.Linear` and the Conv1D of GPT-2 (weights (inputs, outputs)) are replaced; other parameters are shared.
 
     Raises InputError for other than 4 or 8 bits, missing or needless calibration, names that the model does not have,
-    layers that the calibration does not reach, NaN and infinities; BitwrightError for a model without linear layers.
+    layers that the calibration does not reach, `nn.MultiheadAttention`, NaN and infinities; BitwrightError for a model
+    without linear layers.
     """
     settings = PairSettings() if settings is None else settings
+    refuse_joint_projections(model)
     if (activation_bits is None) != (calibration is None):
         raise InputError("Rounded activations, and only they, need a function that runs the model on calibration data.")
     for bits in (weight_bits, *([] if activation_bits is None else [activation_bits])):

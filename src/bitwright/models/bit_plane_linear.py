@@ -23,7 +23,7 @@ from bitwright.arithmetic.formats.bipolar import BipolarOperand, decode, from_en
 from bitwright.arithmetic.formats.elements import BipolarElement
 from bitwright.core.errors import BitwrightError, InputError
 from bitwright.kernels.bit_plane_matmul import LinearWeights, PackedPlanes, linear, quantise
-from bitwright.models.replacement import replace_module
+from bitwright.models.replacement import refuse_joint_projections, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -155,8 +155,9 @@ def bit_plane_execution(
     """A copy of `model`, in evaluation mode, whose linear layers are `BitPlaneLinear`; other parameters are shared.
 
     `keep` names layers that stay as they are. Raises BitwrightError for a model without other linear layers, InputError
-    for names in `keep` that are no linear layers.
+    for names in `keep` that are no linear layers and for `nn.MultiheadAttention`.
     """
+    refuse_joint_projections(model)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, memo=dict(shared))
     layers = {name: module for name, module in twin.named_modules() if isinstance(module, nn.Linear)}

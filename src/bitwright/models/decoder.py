@@ -228,6 +228,22 @@ class Decoder(nn.Module):
         return out
 
 
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of a `Decoder`, by name; a tied head is not among them."""
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in Decoder(config).named_parameters()}
+
+
+def check_shapes(expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Raise InputError, naming `source`, for a parameter that is missing from `shapes` or has another shape."""
+    missing = [name for name in expected if name not in shapes]
+    if missing:
+        raise InputError(f"{source} lacks the weights of {len(missing)} tensors, {missing[0]!r} first.")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise InputError(f"{source}: the weights of {name!r} have shape {shapes[name]}; expected {shape}.")
+
+
 def assign_weights(
     config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], source: str
 ) -> Decoder:
@@ -238,13 +254,8 @@ def assign_weights(
     """
     with torch.device("meta"):
         model = Decoder(config)
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    missing = [name for name in expected if name not in shapes]
-    if missing:
-        raise InputError(f"{source} lacks the weights of {len(missing)} tensors, {missing[0]!r} first.")
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise InputError(f"{source}: the weights of {name!r} have shape {shapes[name]}; expected {shape}.")
+    expected = parameter_shapes(config)
+    check_shapes(expected, shapes, source)
     state = {name: read(name) for name in expected}
     model.load_state_dict(state, strict=False, assign=True)
     if config.tied_embeddings:

@@ -67,11 +67,17 @@ class GgufFile:
         if tensor.type not in SUPPORTED_TYPES:
             known = ", ".join(kind.name for kind in SUPPORTED_TYPES)
             raise InputError(f"{self.path}: tensor {name!r} is stored as {tensor.type.name}; supported are {known}.")
-        block, block_bytes = GGML_QUANT_SIZES[tensor.type]
-        raw = np.memmap(self.path, np.uint8, "r", tensor.offset, (tensor.size,))
-        rows = raw.reshape(*tensor.shape[:-1], tensor.shape[-1] // block * block_bytes)
+        blocks = self.blocks(name)
+        rows = blocks.reshape(*tensor.shape[:-1], -1)
         values = np.asarray(dequantize(rows, tensor.type), np.float32).reshape(tensor.shape)
         return values if values.flags.owndata else values.copy()
+
+    def blocks(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes of tensor `name`, a map of the file: its shape, the last axis cut into (blocks, bytes)."""
+        tensor = self.tensors[name]
+        block, block_bytes = GGML_QUANT_SIZES[tensor.type]
+        raw = np.memmap(self.path, np.uint8, "r", tensor.offset, (tensor.size,))
+        return raw.reshape(*tensor.shape[:-1], tensor.shape[-1] // block, block_bytes)
 
 
 class _Cursor:
@@ -262,13 +268,10 @@ def gguf_names(config: DecoderConfig) -> dict[str, str]:
     return names
 
 
-def decoder_from_gguf(file: GgufFile, dtype: torch.dtype = torch.float32) -> Decoder:
-    """The decoder with the file's weights, dequantised to float32 and then cast to `dtype`.
+def decoder_tensors(file: GgufFile) -> tuple[DecoderConfig, dict[str, str]]:
+    """The configuration and `gguf_names` of a file whose tensors all have a place in a `Decoder`.
 
-    GGUF stores the rows of the query and key projections with the two halves of every head interleaved
-    (llama.cpp rotates neighbouring pairs); they are put back in the order of halves that `Decoder` rotates.
-
-    Raises InputError when tensors are missing, have other shapes than the metadata says, or an unsupported format.
+    Raises InputError as `decoder_config_from_gguf` does, and for layers without tensors and tensors without a place.
     """
     config = decoder_config_from_gguf(file)
     if config.layers > len(file.tensors):  # before a module of that many layers is built
@@ -277,6 +280,18 @@ def decoder_from_gguf(file: GgufFile, dtype: torch.dtype = torch.float32) -> Dec
     extra = {name for name in file.tensors if name.startswith("blk.")} - set(names.values())
     if extra:
         raise InputError(f"{file.path} holds tensors this decoder has no place for: {', '.join(sorted(extra)[:4])}.")
+    return config, names
+
+
+def decoder_from_gguf(file: GgufFile, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The decoder with the file's weights, dequantised to float32 and then cast to `dtype`.
+
+    GGUF stores the rows of the query and key projections with the two halves of every head interleaved
+    (llama.cpp rotates neighbouring pairs); they are put back in the order of halves that `Decoder` rotates.
+
+    Raises InputError when tensors are missing, have other shapes than the metadata says, or an unsupported format.
+    """
+    config, names = decoder_tensors(file)
 
     def read(name: str) -> torch.Tensor:
         weight = torch.from_numpy(file.read(names[name]))

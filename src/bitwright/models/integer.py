@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bitwright.arithmetic.quantise import quantise_symmetric
 from bitwright.core.errors import BitwrightError, InputError
-from bitwright.models.replacement import replace_module
+from bitwright.models.replacement import refuse_joint_projections, replace_module
 
 MAX_INNER = (2**31 - 1) // (128 * 128)  # longer sums of int8 products may not fit int32
 Network = TypeVar("Network", bound=nn.Module)
@@ -161,8 +161,10 @@ def integer_execution(network: Network, weight_bits: int = 8, activation_bits: i
 
     Modules with an `attend` function (attention) get `integer_attention` in its place.
 
-    Raises InputError for bits outside 2..8, BitwrightError for a network without linear layers.
+    Raises InputError for bits outside 2..8 and for `nn.MultiheadAttention`, BitwrightError for a network without
+    linear layers.
     """
+    refuse_joint_projections(network)
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     twin = copy.deepcopy(network, memo=dict(shared))
     replaced = 0

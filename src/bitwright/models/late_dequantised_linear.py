@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bitwright.arithmetic.late_dequantisation import quantise_tokens, quantise_weights
 from bitwright.core.errors import InputError
 from bitwright.kernels.late_dequantisation import matmul, pack
-from bitwright.models.replacement import refuse_loading, replace_module
+from bitwright.models.replacement import refuse_joint_projections, refuse_loading, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,8 +53,9 @@ def late_dequantised(
 ) -> Network:  # fmt: skip
     """A copy whose linear layers, but those named in `keep` (the last part of the name), run so.
 
-    Raises InputError for a model without such layers and as `LateDequantisedLinear`.
+    Raises InputError for a model without such layers, for `nn.MultiheadAttention` and as `LateDequantisedLinear`.
     """
+    refuse_joint_projections(model)
     twin = copy.deepcopy(model)
     layers = {name: layer for name, layer in twin.named_modules() if isinstance(layer, nn.Linear)}
     chosen = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] not in keep}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bitwright.arithmetic import logarithmic_multiplication as lmul
 from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
-from bitwright.models.replacement import replace_module
+from bitwright.models.replacement import refuse_hidden_attention, refuse_joint_projections, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 Scope = Literal["attention", "linear", "all"]
@@ -124,14 +124,18 @@ def with_logarithmic_products(
     parameters are shared.
 
     `offset` may be a constant per linear layer, by name (see `calibrated_offsets`); what it does not name keeps that of
-    the paper. Raises UnknownNameError for other scopes and for layers that do not exist, BitwrightError where there is
-    nothing to replace.
+    the paper. Raises UnknownNameError for other scopes and for layers that do not exist, InputError for
+    `nn.MultiheadAttention` and, unless only linear layers are asked for, for attention that calls
+    `scaled_dot_product_attention` without an `attend` function, BitwrightError where there is nothing to replace.
     """
     if scope not in ("attention", "linear", "all"):
         raise UnknownNameError("scope", scope, ("attention", "linear", "all"))
     common: lmul.Offset = "paper" if isinstance(offset, Mapping) else offset
     single = offset if isinstance(offset, Mapping) else {}
     how = LogarithmicProducts(mantissa, form, common, accumulation)
+    refuse_joint_projections(network)
+    if scope != "linear":
+        refuse_hidden_attention(network)
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     for name in single:
         if name not in layers:

@@ -12,7 +12,10 @@ attention is `SoftmaxAttention`. Source: arXiv 2306.06446, sections on reparamet
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -294,18 +297,18 @@ def convert_in_stages(
 
     `stages`: those to make; the first two are always made as far as others need them. `quantiser`, `hashing` and
     `sparse_above` are those of `additive`, whose hashes are fitted once, to the first 64 images; `terms` that of
-    `shifting`. With `folder`, finished stages are kept there as safetensors, and an interrupted conversion goes on
-    after them; keep conversions of other latencies, hash settings and images apart. Raises UnknownNameError for other
-    stages.
+    `shifting`. With `folder`, finished stages are kept there as safetensors with the settings they were made with, and
+    an interrupted conversion goes on after them; latencies given as a function are not compared. Raises
+    UnknownNameError for other stages, InputError for kept stages of other settings or images and for files that cannot
+    be read.
     """
-    from safetensors.torch import load_model, save_model
-
     for name in stages:
         if name not in STAGES:
             raise UnknownNameError("stage of the conversion", name, STAGES)
     last = max((STAGES.index(name) for name in stages), default=0)
     wanted = {*stages, *STAGES[: min(last, 2)]}
     torch.manual_seed(seed)
+    digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     made: dict[str, nn.Module] = {}
     for stage in STAGES:
         if stage not in wanted:
@@ -322,15 +325,43 @@ def convert_in_stages(
         if stage == "shift" and terms == 2:
             variant += "-two"
         kept = None if folder is None else folder / f"{stage}{variant}-{seed}.safetensors"
+        used: dict[str, object] = {"epochs": epochs, "images and labels": digest}
+        if stage != "multiply":
+            used |= {"hashing": asdict(hashing) if quantiser == "hash" else None, "sparse_above": sparse_above}
+        if stage == "mixture":
+            used |= {"balance": balance, "latencies": "by layer" if callable(latencies) else list(latencies)}
         if kept is not None and kept.exists():
-            load_model(model, kept)
+            _load_stage(model, kept, used)
         else:
             count, rate = (3 * epochs, 3e-3) if stage == "multiply" else (epochs, 1e-3)
             train(model, images, labels, count, rate, seed, balance, description=f"Stage {stage}, seed {seed}")
             if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                half = kept.with_suffix(".part")
-                save_model(model, str(half))
-                half.replace(kept)
+                _save_stage(model, kept, used)
         made[stage] = model.eval()
     return made
+
+
+def _save_stage(model: nn.Module, kept: Path, used: Mapping[str, object]) -> None:
+    from safetensors.torch import save_model
+
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    half = kept.with_suffix(".part")
+    save_model(model, str(half), {"settings": json.dumps(used)})
+    half.replace(kept)
+
+
+def _load_stage(model: nn.Module, kept: Path, used: Mapping[str, object]) -> None:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_model
+
+    try:
+        with safe_open(str(kept), framework="pt") as stored:
+            before: dict[str, object] = json.loads((stored.metadata() or {}).get("settings", "{}"))
+        other = sorted(name for name in {*used, *before} if before.get(name) != used.get(name))
+        if not other:
+            load_model(model, kept)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"Cannot read the kept stage {kept} ({reason}); delete it, and it is made again.") from None
+    if other:
+        raise InputError(f"{kept} was made with other {', '.join(other)}; take another folder, or delete the file.")
