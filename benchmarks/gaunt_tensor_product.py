@@ -4,8 +4,8 @@
     python benchmarks/gaunt_tensor_product.py [--threads 1 2] [--repeats 9]
 
 8,000 pairs of features of degrees 0 .. L (1,000 nodes of 8 channels), L = 1 to 8, forward, and with gradients of both
-operands. Peers of e3nn, compiled and warm: all paths (`FullTensorProduct`, degrees up to 2 L) and the paths with results
-up to degree L. Writes benchmarks/results/gaunt_tensor_product.json.
+operands. Peers of e3nn, compiled and warm: all paths (`FullTensorProduct`, degrees up to 2 L) and the paths with
+results up to degree L. Writes benchmarks/results/gaunt_tensor_product.json.
 """
 
 from __future__ import annotations
