@@ -26,6 +26,7 @@
 #endif
 
 #include "cpu.hpp"
+#include "decode_attention.hpp"
 #include "parallel.hpp"
 
 namespace nb = nanobind;
@@ -42,47 +43,7 @@ using Sums = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 namespace {
 
-struct BFloat16 {
-    uint16_t bits;
-};
-struct Half {
-    uint16_t bits;
-};
-
-inline float to_float(float value) { return value; }
-inline float to_float(BFloat16 number) {
-    const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-inline float to_float(Half half) {
-    const uint32_t sign = static_cast<uint32_t>(half.bits & 0x8000u) << 16, rest = half.bits & 0x7fffu;
-    if (rest < 0x400u) {  // subnormal
-        const float value = static_cast<float>(rest) * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    const uint32_t exponent = rest >= 0x7c00u ? 0x7f800000u : ((rest >> 10) + 112) << 23;
-    const uint32_t bits = sign | exponent | (rest & 0x3ffu) << 13;
-    float value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-// What all pieces of a call share.
-struct Block {
-    size_t rows, channels, value_channels, query_width, out_width;  // widths are channels padded to whole vectors
-    size_t key_stride, value_stride, keys_per_run;
-};
-
-struct RowState {
-    float most, total;  // in powers of two
-};
-
-struct Scratch {
-    std::vector<float> query, scores, out, keys, values;
-    std::vector<RowState> states;
-};
+using namespace decoding;
 
 // Rows of `channels` numbers as rows of `width` floats.
 template <typename T>
@@ -118,7 +79,54 @@ namespace portable {
 
 constexpr size_t kWidest = 16;              // floats of the widest vector
 constexpr size_t kRunBytes = 32 * 1024;     // keys of a run stay in the first-level cache while all rows use them
-constexpr double kLn2 = 0.69314718055994530942;
+
+size_t padded(size_t channels) { return (channels + kWidest - 1) / kWidest * kWidest; }
+
+}  // namespace
+
+namespace decoding {
+
+std::string_view decode_attention_path() { return cpu().avx512 ? "avx512" : cpu().avx2 ? "avx2" : "portable"; }
+
+Block block_of(size_t rows, size_t channels, size_t value_channels, size_t key_stride, size_t value_stride,
+               size_t item_bytes) {
+    const size_t keys = kRunBytes / std::max<size_t>(channels * item_bytes, 1) / 16 * 16;
+    return {rows,       channels,     value_channels, padded(channels), padded(value_channels),
+            key_stride, value_stride, std::clamp<size_t>(keys, 16, 256)};
+}
+
+void make_room(const Block& block, Scratch& scratch) {
+    scratch.query.assign(block.rows * block.query_width, 0.0f);
+    scratch.scores.resize(block.rows * block.keys_per_run);
+    scratch.out.resize(block.rows * block.out_width);
+    scratch.states.resize(block.rows);
+}
+
+void begin(const Block& block, const float* query, float scale, Scratch& scratch) {
+    std::fill(scratch.out.begin(), scratch.out.end(), 0.0f);
+    std::fill(scratch.states.begin(), scratch.states.end(), RowState{-std::numeric_limits<float>::infinity(), 0.0f});
+    const float in_powers_of_two = scale * static_cast<float>(1 / kLn2);
+    for (size_t row = 0; row < block.rows; ++row)
+        for (size_t c = 0; c < block.channels; ++c)
+            scratch.query[row * block.query_width + c] = query[row * block.channels + c] * in_powers_of_two;
+}
+
+template <typename T>
+void attend_by(std::string_view path, const Block& block, const T* keys, const T* values, size_t count,
+               Scratch& scratch) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (path == "avx512") return avx512::attend(block, keys, values, count, scratch);
+    if (path == "avx2") return avx2::attend(block, keys, values, count, scratch);
+#endif
+    portable::attend(block, keys, values, count, scratch);
+}
+template void attend_by(std::string_view, const Block&, const float*, const float*, size_t, Scratch&);
+template void attend_by(std::string_view, const Block&, const Half*, const Half*, size_t, Scratch&);
+template void attend_by(std::string_view, const Block&, const BFloat16*, const BFloat16*, size_t, Scratch&);
+
+}  // namespace decoding
+
+namespace {
 
 struct Job {
     const float* query;  // (sequences, heads, rows, channels)
@@ -139,15 +147,6 @@ struct Job {
 
     size_t length(size_t block_index) const { return static_cast<size_t>(lengths[block_index / heads]); }
 };
-
-template <typename T>
-void attend_by(std::string_view path, const Block& block, const T* keys, const T* values, size_t count, Scratch& s) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (path == "avx512") return avx512::attend(block, keys, values, count, s);
-    if (path == "avx2") return avx2::attend(block, keys, values, count, s);
-#endif
-    portable::attend(block, keys, values, count, s);
-}
 
 // The place of a token in a cache, and how many tokens follow it there without a gap.
 const uint8_t* token_at(const Job& job, const uint8_t* cache, const size_t (&steps)[3], size_t sequence, size_t head,
@@ -211,14 +210,7 @@ void run_piece(Job& job, size_t piece, Scratch& scratch) {
     const size_t first = static_cast<size_t>(job.pieces_first[piece]) * job.tile;
     const size_t last = std::min(length, first + static_cast<size_t>(job.pieces_count[piece]) * job.tile);
     if (job.new_keys && last == length) append(job, index);
-    const float low = -std::numeric_limits<float>::infinity();
-    std::fill(scratch.out.begin(), scratch.out.end(), 0.0f);
-    std::fill(scratch.states.begin(), scratch.states.end(), RowState{low, 0.0f});
-    const float* query = job.query + index * block.rows * block.channels;
-    const float scale = job.scale * static_cast<float>(1 / kLn2);
-    for (size_t row = 0; row < block.rows; ++row)
-        for (size_t c = 0; c < block.channels; ++c)
-            scratch.query[row * block.query_width + c] = query[row * block.channels + c] * scale;
+    begin(block, job.query + index * block.rows * block.channels, job.scale, scratch);
     for (size_t token = first; token < last;) {
         size_t follow, count = std::min(last - token, block.keys_per_run);
         const uint8_t* keys = token_at(job, job.keys, job.key_steps, sequence, head, token, follow);
@@ -278,22 +270,13 @@ void run(Job& job, const int64_t* bounds, size_t workers, int threads) {
     const Block& block = job.block;
     parallel_for(workers, 1, threads, [&](size_t begin, size_t end, int thread) {
         Scratch& own = scratch[static_cast<size_t>(thread)];
-        if (own.states.empty()) {
-            own.query.assign(block.rows * block.query_width, 0.0f);
-            own.scores.resize(block.rows * block.keys_per_run);
-            own.out.resize(block.rows * block.out_width);
-            own.states.resize(block.rows);
-        }
+        if (own.states.empty()) make_room(block, own);
         for (size_t worker = begin; worker < end; ++worker)
             for (size_t piece = static_cast<size_t>(bounds[worker]); piece < static_cast<size_t>(bounds[worker + 1]);
                  ++piece)
                 run_piece<T>(job, piece, own);
     });
 }
-
-std::string_view decode_attention_path() { return cpu().avx512 ? "avx512" : cpu().avx2 ? "avx2" : "portable"; }
-
-size_t padded(size_t channels) { return (channels + kWidest - 1) / kWidest * kWidest; }
 
 void decode_attention(Queries query, CacheArray keys, CacheArray values, Integers lengths, std::optional<IntegerRows> table,
                       std::optional<Rows> new_keys, std::optional<Rows> new_values, IntegerRows pieces, Integers bounds,
@@ -348,10 +331,8 @@ void decode_attention(Queries query, CacheArray keys, CacheArray values, Integer
     job.pieces_count = job.pieces_first + job.pieces;
     job.tile = tile, job.scale = scale, job.path = path, job.out = out.data(), job.lse = lse.data();
     const size_t channels = query.shape(3);
-    const size_t run_keys = kRunBytes / std::max<size_t>(channels * job.item, 1) / 16 * 16;
-    job.block = {query.shape(2), channels, values.shape(3), padded(channels), padded(values.shape(3)),
-                 static_cast<size_t>(keys.stride(2)), static_cast<size_t>(values.stride(2)),
-                 std::clamp<size_t>(run_keys, 16, 256)};
+    job.block = block_of(query.shape(2), channels, values.shape(3), static_cast<size_t>(keys.stride(2)),
+                         static_cast<size_t>(values.stride(2)), job.item);
     prepare(job);
     require(job.item == (kind == "float32" ? 4u : 2u), "keys and values are not of the type that is named");
     for (size_t i = 0; i < query.size(); ++i) require(std::isfinite(job.query[i]), "queries hold NaN or infinity");

@@ -12,6 +12,7 @@ void bind_digit_histogram(nanobind::module_& m);
 void bind_gate_simulation(nanobind::module_& m);
 void bind_gated_linear_attention(nanobind::module_& m);
 void bind_late_dequantisation(nanobind::module_& m);
+void bind_llama_decoder(nanobind::module_& m);
 void bind_logarithmic_multiplication(nanobind::module_& m);
 void bind_number_formats(nanobind::module_& m);
 void bind_outlier_victim(nanobind::module_& m);
@@ -34,6 +35,7 @@ NB_MODULE(_native, m) {
     bitwright::bind_gate_simulation(m);
     bitwright::bind_gated_linear_attention(m);
     bitwright::bind_late_dequantisation(m);
+    bitwright::bind_llama_decoder(m);
     bitwright::bind_logarithmic_multiplication(m);
     bitwright::bind_number_formats(m);
     bitwright::bind_outlier_victim(m);

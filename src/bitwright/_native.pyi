@@ -142,6 +142,38 @@ def uint4_matmul_float(
     threads: int,
     out: NDArray[np.float32],
 ) -> None: ...
+
+class LlamaDecoder:
+    length: int
+    weight_bytes: int
+    def __init__(
+        self,
+        vocabulary: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        feed_forward: int,
+        norm_eps: float,
+        half_cache: bool,
+        cosines: NDArray[np.float32],
+        sines: NDArray[np.float32],
+    ) -> None: ...
+    def set_norm(self, name: str, layer: int, weight: NDArray[np.float32]) -> None: ...
+    def set_matrix(
+        self,
+        name: str,
+        layer: int,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.uint16],
+        minimums: NDArray[np.uint16] | None,
+        bits: int,
+    ) -> None: ...
+    def forward(self, ids: NDArray[np.int64], path: str, threads: int, logits: NDArray[np.float32]) -> None: ...
+    def truncate(self, length: int) -> None: ...
+
+def low_bit_rows_path() -> str: ...
 def logarithmic_matmul(
     a: NDArray[np.float32],
     b: NDArray[np.float32],

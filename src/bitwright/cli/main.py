@@ -21,7 +21,7 @@ from bitwright import __version__
 from bitwright.core.errors import BitwrightError
 from bitwright.core.progress import set_quiet
 
-_ORDER = ("evaluate", "trace", "formats", "engine", "kernels", "machine", "systems", "reproduce", "cache")
+_ORDER = ("evaluate", "trace", "formats", "engine", "kernels", "generate", "machine", "systems", "reproduce", "cache")
 _INTERRUPTED = "Interrupted. Finished results are kept in the cache; nothing was left half-written."
 
 
@@ -95,6 +95,7 @@ def main() -> None:
         evaluate,
         explore,
         formats,
+        generate,
         kernels,
         machine,
         systems,
