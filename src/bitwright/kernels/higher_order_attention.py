@@ -44,43 +44,78 @@ class _Job:
     window: int
 
 
-def _blocks(job: _Job, queries: int, counts: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of queries with blocks of tuples, (tuples, order) token numbers, that one of these queries may see."""
+@dataclass(frozen=True)
+class _Block:
+    """Queries `rows` with tuples: each of `heads` (heads, order - 1), token numbers of all sets but the last, with each
+    of the tokens `last` of that."""
+
+    rows: slice
+    heads: Tensor
+    last: slice
+
+    def head(self, factors: Sequence[Tensor], but: int = -1) -> Tensor | None:
+        """Products of rows of all factors (batch, n, d) without the last, and without `but`: (batch, heads, d)."""
+        made: Tensor | None = None
+        for at, each in enumerate(factors[:-1]):
+            if at != but:
+                rows = each[:, self.heads[:, at]]
+                made = rows if made is None else made * rows
+        return made
+
+    def gathered(self, factors: Sequence[Tensor]) -> Tensor:
+        """Products of rows of the factors (batch, n, d), the last set fastest: (batch, tuples, d)."""
+        head, last = self.head(factors), factors[-1][:, self.last]
+        return last if head is None else (head.unsqueeze(2) * last.unsqueeze(1)).flatten(1, 2)
+
+    def scatter(self, made: Tensor, factors: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+        """Add the gradients of `gathered` (batch, tuples, d) to those of its factors."""
+        head, last = self.head(factors), factors[-1][:, self.last]
+        if head is None:
+            totals[-1][:, self.last] += made
+            return
+        made = made.reshape(made.shape[0], len(self.heads), -1, made.shape[-1])
+        totals[-1][:, self.last] += (made * head.unsqueeze(2)).sum(1)
+        rest = (made * last.unsqueeze(1)).sum(2)
+        for own in range(len(factors) - 1):
+            others = self.head(factors, own)
+            totals[own].index_add_(1, self.heads[:, own], rest if others is None else rest * others)
+
+    def hidden(self, job: _Job) -> Tensor | None:
+        """Which tuples a query does not see, (queries, tuples)."""
+        if not job.causal:
+            return None
+        last = torch.arange(self.last.start, self.last.stop)[None]
+        latest = earliest = last.expand(len(self.heads), -1)
+        if self.heads.shape[1]:
+            latest = torch.maximum(last, self.heads.amax(1)[:, None])
+            earliest = torch.minimum(last, self.heads.amin(1)[:, None])
+        i = torch.arange(self.rows.start, self.rows.stop)[:, None]
+        hidden = latest.reshape(1, -1) > i
+        return hidden | (earliest.reshape(1, -1) <= i - job.window) if job.window else hidden
+
+
+def _blocks(job: _Job, queries: int, counts: Sequence[int]) -> Iterator[_Block]:
+    """Blocks of queries with the tuples that one of these queries may see."""
     for first in range(0, queries, _QUERIES):
-        last = min(first + _QUERIES, queries)
+        end = min(first + _QUERIES, queries)
         low = max(first - job.window + 1, 0) if job.window else 0
-        sizes = [(min(last, count) if job.causal else count) - low for count in counts]
-        total = math.prod(sizes)
-        for start in range(0, total, _TUPLES):
-            at = torch.arange(start, min(start + _TUPLES, total))
-            places = []
-            for size in reversed(sizes):
-                places.append(at % size + low)
-                at = at // size
-            yield slice(first, last), torch.stack(places[::-1], 1)
+        sizes = [(min(end, count) if job.causal else count) - low for count in counts]
+        together = max(1, _TUPLES // sizes[-1])
+        total = math.prod(sizes[:-1])
+        for start in range(0, total, together):
+            at = torch.arange(start, min(start + together, total))
+            places = torch.empty(len(at), len(sizes) - 1, dtype=torch.int64)
+            for column in range(len(sizes) - 2, -1, -1):
+                places[:, column] = at % sizes[column] + low
+                at = at // sizes[column]
+            for begin in range(low, low + sizes[-1], _TUPLES):
+                yield _Block(slice(first, end), places, slice(begin, min(begin + _TUPLES, low + sizes[-1])))
 
 
-def _hidden(job: _Job, rows: slice, places: Tensor) -> Tensor | None:
-    """Which tuples a query does not see, (queries, tuples)."""
-    if not job.causal:
-        return None
-    i = torch.arange(rows.start, rows.stop)[:, None]
-    hidden = places.amax(1)[None] > i
-    return hidden | (places.amin(1)[None] <= i - job.window) if job.window else hidden
-
-
-def _gathered(factors: Sequence[Tensor], places: Tensor) -> Tensor:
-    """Products of rows of the factors (batch, n, d): (batch, tuples, d)."""
-    made = factors[0][:, places[:, 0]]
-    for at, each in enumerate(factors[1:], 1):
-        made = made * each[:, places[:, at]]
-    return made
-
-
-def _logits(job: _Job, q: Tensor, keys: Tensor, rows: slice, places: Tensor) -> Tensor:
-    logits = (q[:, rows] @ keys.transpose(1, 2)) * job.scale
-    hidden = _hidden(job, rows, places)
-    return logits if hidden is None else logits.masked_fill(hidden, -math.inf)
+def _logits(job: _Job, q: Tensor, keys: Tensor, block: _Block) -> Tensor:
+    logits = q[:, block.rows] @ keys.transpose(1, 2)
+    hidden = block.hidden(job)
+    return logits if hidden is None else logits.masked_fill_(hidden, -math.inf)
 
 
 class _Attention(torch.autograd.Function):
@@ -91,12 +126,14 @@ class _Attention(torch.autograd.Function):
         ks, vs = given[: job.order], given[job.order :]
         out = q.new_zeros(*q.shape[:2], vs[0].shape[-1])
         most, total = q.new_full(q.shape[:2], -math.inf), q.new_zeros(q.shape[:2])
-        for rows, places in _blocks(job, q.shape[1], [each.shape[1] for each in ks]):
-            logits = _logits(job, q, _gathered(ks, places), rows, places)
+        scaled = q * job.scale
+        for block in _blocks(job, q.shape[1], [each.shape[1] for each in ks]):
+            rows = block.rows
+            logits = _logits(job, scaled, block.gathered(ks), block)
             highest = torch.maximum(most[:, rows], logits.amax(-1))
             kept = torch.where(highest.isfinite(), highest, 0.0)
-            weights, old = (logits - kept[..., None]).exp(), (most[:, rows] - kept).exp()
-            out[:, rows] = out[:, rows] * old[..., None] + weights @ _gathered(vs, places)
+            weights, old = logits.sub_(kept[..., None]).exp_(), (most[:, rows] - kept).exp()
+            out[:, rows] = out[:, rows] * old[..., None] + weights @ block.gathered(vs)
             total[:, rows] = total[:, rows] * old + weights.sum(-1)
             most[:, rows] = highest
         out = out / total.clamp_min(torch.finfo(out.dtype).tiny)[..., None]
@@ -111,22 +148,15 @@ class _Attention(torch.autograd.Function):
         job, (q, *given, out, lse) = ctx.job, ctx.saved_tensors
         ks, vs, slope = given[: job.order], given[job.order :], gradients[0]
         dq, others = torch.zeros_like(q), [torch.zeros_like(each) for each in given]
-        delta = (slope * out).sum(-1)
-        for rows, places in _blocks(job, q.shape[1], [each.shape[1] for each in ks]):
-            keys, values = _gathered(ks, places), _gathered(vs, places)
-            weights = (_logits(job, q, keys, rows, places) - lse[:, rows, None]).exp()
-            weights = weights.nan_to_num(0.0)  # a query that sees nothing
-            d_logits = weights * (slope[:, rows] @ values.transpose(1, 2) - delta[:, rows, None]) * job.scale
-            dq[:, rows] += d_logits @ keys
-            d_keys = d_logits.transpose(1, 2) @ q[:, rows]
-            d_values = weights.transpose(1, 2) @ slope[:, rows]
-            for at, made in enumerate(others):
-                factors, rest = (ks, d_keys) if at < job.order else (vs, d_values)
-                own = at % job.order
-                for other in range(job.order):
-                    if other != own:
-                        rest = rest * factors[other][:, places[:, other]]
-                made.index_add_(1, places[:, own], rest)
+        delta, scaled = (slope * out).sum(-1), q * job.scale
+        for block in _blocks(job, q.shape[1], [each.shape[1] for each in ks]):
+            rows, keys, values = block.rows, block.gathered(ks), block.gathered(vs)
+            weights = _logits(job, scaled, keys, block).sub_(lse[:, rows, None]).exp_()
+            weights = weights.nan_to_num_(0.0)  # a query that sees nothing
+            d_logits = weights * (slope[:, rows] @ values.transpose(1, 2) - delta[:, rows, None])
+            dq[:, rows] += d_logits @ keys * job.scale
+            block.scatter(d_logits.transpose(1, 2) @ scaled[:, rows], ks, others[: job.order])
+            block.scatter(weights.transpose(1, 2) @ slope[:, rows], vs, others[job.order :])
         return None, dq, *others
 
 
