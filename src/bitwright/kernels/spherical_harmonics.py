@@ -36,7 +36,7 @@ def degrees(degree: int) -> NDArray[np.int64]:
 
 
 def polar_parts(degree: int, z: Tensor) -> list[list[Tensor]]:
-    """Theta_l^m(z) / (sin theta)^m as [m][l - m], polynomials in z of the shape of `z`, orthonormal on the sphere.
+    """Theta_l^m(z) / (sin theta)^m, polynomials in z of the shape of `z`, orthonormal on the sphere, by m and l - m.
 
     Three-term recurrence in l with normalised values, stable for any degree used here.
     """
