@@ -364,6 +364,15 @@ def test_attention_of_both_kinds_runs_in_formats() -> None:
         assert relative(execute_in(model, names)(x), expected) < 1e-5
 
 
+@pytest.mark.parametrize("make", [Other, Both])
+def test_the_last_assignment_counts(make: type[nn.Module]) -> None:
+    torch.manual_seed(9)
+    model, x = make().eval(), torch.randn(2, 5, 16)
+    first, last = FormatAssignment(keys="int2/8", values="int2/8"), FormatAssignment(keys="int8/8", values="int8/8")
+    with torch.inference_mode():
+        assert torch.equal(execute_in(execute_in(model, first), last)(x), execute_in(model, last)(x))
+
+
 def test_copy_of_an_intercepted_model_runs_its_own_layers() -> None:
     torch.manual_seed(7)
     twin, x = execute_in(Other().eval(), FormatAssignment(keys="int4/8", values="int4/8")), torch.randn(2, 5, 16)

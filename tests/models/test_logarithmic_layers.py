@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from bitwright.arithmetic import logarithmic_multiplication as lmul
 from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
+from bitwright.models.integer import integer_attention, integer_execution
 from bitwright.models.logarithmic_layers import (
     LogarithmicLinear,
     LogarithmicProducts,
@@ -71,8 +72,10 @@ def test_scopes_and_bad_input():
     assert isinstance(twin[0], LogarithmicLinear)
     assert isinstance(network[0], nn.Linear)
     assert twin[0].weight is network[0].weight
-    with pytest.raises(BitwrightError, match="no products"):
-        with_logarithmic_products(network, "attention")
+    with pytest.raises(BitwrightError, match="no linear layers to replace"):
+        with_logarithmic_products(nn.Sequential(nn.ReLU()), "linear")
+    with pytest.raises(InputError, match="L-Mul products in attention reach nothing"):
+        with_logarithmic_products(network, "attention")(torch.ones(1, 4))
     with pytest.raises(UnknownNameError):
         with_logarithmic_products(network, "heads")
     with pytest.raises(InputError, match="not 5"):
@@ -151,28 +154,48 @@ def test_constants_are_those_of_the_mantissa(mantissa):
     assert found["0"] != lmul.best_matmul_offset(x.numpy(), weight, 4)  # that of the default
 
 
-def test_attention_without_the_function_is_refused():
-    """Unless only linear layers are asked for; one module that calls torch's function by itself is enough."""
+class Attention(nn.Module):
+    """Attention through torch's function, with a scale of its own."""
 
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(8, 8)
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
 
-        def forward(self, x):
-            x = self.linear(x)
-            return functional.scaled_dot_product_attention(x, x, x)
+    def forward(self, x):
+        x = self.linear(x)
+        return functional.scaled_dot_product_attention(x, x, x, scale=0.3)
 
-    class Open(Attention):
-        attend = staticmethod(functional.scaled_dot_product_attention)
 
-        def forward(self, x):
-            x = self.linear(x)
-            return self.attend(x, x, x)
+class Open(Attention):
+    attend = staticmethod(functional.scaled_dot_product_attention)
 
-    network, x = nn.Sequential(Open(), Attention()), torch.randn(1, 2, 3, 8)
-    for scope in ("all", "attention"):
-        with pytest.raises(InputError, match=r"^1 \(Attention\) calls scaled_dot_product_attention"):
-            with_logarithmic_products(network, scope)
-    assert with_logarithmic_products(network, "linear")(x).shape == x.shape
-    assert with_logarithmic_products(nn.Sequential(Open()), "all")(x).shape == x.shape
+    def forward(self, x):
+        x = self.linear(x)
+        return self.attend(x, x, x, scale=0.3)
+
+
+@pytest.mark.parametrize(
+    ("convert", "attend"),
+    [(lambda model: with_logarithmic_products(model, "all", 3),
+      lambda *rows: logarithmic_attention(*rows, scale=0.3, how=LogarithmicProducts(3))),
+     (integer_execution, lambda *rows: integer_attention(*rows, scale=0.3))],
+)  # fmt: skip
+def test_attention_of_both_kinds_is_replaced(convert, attend):
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 3, 8)
+    network = nn.Sequential(Open(), Attention()).eval()
+    with torch.no_grad():
+        converted, expected = convert(network), x
+        for each in converted:
+            rows = each.linear(expected)
+            expected = attend(rows, rows, rows)
+        assert torch.equal(converted(x), expected)
+        assert not torch.allclose(converted(x), network(x), rtol=1e-3)
+    with pytest.raises(InputError, match="dropout"):
+        attend(x, x, x, None, 0.1)
+
+
+def test_a_network_without_attention_says_so_when_it_runs():
+    with pytest.raises(InputError, match="L-Mul products in attention reach nothing"):
+        with_logarithmic_products(nn.Sequential(nn.Linear(8, 8)), "attention")(torch.zeros(2, 8))
+    assert with_logarithmic_products(nn.Sequential(nn.Linear(8, 8)), "all")(torch.zeros(2, 8)).shape == (2, 8)

@@ -20,13 +20,12 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import TypeVar, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bitwright.arithmetic import formats
 from bitwright.core.errors import BitwrightError, InputError
-from bitwright.models.attention_interception import replace_attention
+from bitwright.models.attention_interception import attention_arguments, replace_attention
 from bitwright.models.format_products import (
     Accumulation,
     Rounding,
@@ -138,11 +137,7 @@ def format_attention(
     `query` (batch, heads, queries, head_dim); `key` and `value` (batch, kv_heads, keys, head_dim). Raises InputError
     for dropout and for heads that are no multiple of kv_heads.
     """
-    if dropout_p:
-        raise InputError("Number formats run models in evaluation mode; attention with dropout was asked for.")
-    heads, kv_heads = query.shape[1], key.shape[1]
-    if (heads != kv_heads and not enable_gqa) or heads % kv_heads:
-        raise InputError(f"Attention of {heads} heads over {kv_heads} key-value heads asked for; expected a multiple.")
+    mask, width = attention_arguments(query, key, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if assignment.attention is None and assignment.accumulation == "fp32":
         if assignment.keys is not None:
             key = rounding(assignment.keys).values(key)
@@ -151,11 +146,8 @@ def format_attention(
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if is_causal:
-        attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     names = (assignment.keys, assignment.values, assignment.attention)
-    width = query.shape[-1] ** -0.5 if scale is None else scale
-    return attention_products(query, key, value, attn_mask, width, *names, assignment.accumulation, exact)
+    return attention_products(query, key, value, mask, width, *names, assignment.accumulation, exact)
 
 
 def execute_in(model: Network, assignment: FormatAssignment, exact: bool = False) -> Network:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import copy
 from functools import cache, partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.arithmetic.quantise import quantise_symmetric
 from bitwright.core.errors import BitwrightError, InputError
+from bitwright.models.attention_interception import attention_arguments, replace_attention
 from bitwright.models.replacement import refuse_joint_projections, replace_module
 
 MAX_INNER = (2**31 - 1) // (128 * 128)  # longer sums of int8 products may not fit int32
@@ -117,7 +118,9 @@ def integer_attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
+    scale: float | None = None,
     enable_gqa: bool = False,
     *,
     bits: int = 8,
@@ -126,13 +129,11 @@ def integer_attention(
 
     `query` (batch, heads, queries, head_dim); `key` and `value` (batch, kv_heads, keys, head_dim), where heads is a
     multiple of kv_heads; `attn_mask` broadcasts to (batch, heads, queries, keys), boolean (False: hidden) or added.
+    Raises InputError as `attention_arguments`.
     """
+    attn_mask, factor = attention_arguments(query, key, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     batch, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
-    if (heads != kv_heads and not enable_gqa) or heads % kv_heads:
-        raise InputError(f"Attention of {heads} heads over {kv_heads} key-value heads asked for; expected a multiple.")
-    if is_causal:
-        attn_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
     each = (0, 1, 2)
     q, k, v = (quantise_symmetric(x.float(), bits, axis=each) for x in (query, key, value))
     shared = heads // kv_heads
@@ -142,7 +143,7 @@ def integer_attention(
     for b in range(batch):
         for g in range(kv_heads):
             scores[b, g] = integer_matmul(left[b, g].contiguous(), k.codes[b, g].t())
-    scores = (scores * left_scale * k.scale.transpose(2, 3) * width**-0.5).reshape(batch, heads, queries, keys)
+    scores = (scores * left_scale * k.scale.transpose(2, 3) * factor).reshape(batch, heads, queries, keys)
     if attn_mask is not None:
         hidden = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -torch.inf) if hidden else scores + attn_mask
@@ -159,7 +160,7 @@ def integer_attention(
 def integer_execution(network: Network, weight_bits: int = 8, activation_bits: int = 8) -> Network:
     """A copy of `network` whose matrix products run on integer codes; other parameters are shared with the original.
 
-    Modules with an `attend` function (attention) get `integer_attention` in its place.
+    Attention becomes `integer_attention`, see `attention_interception.replace_attention`.
 
     Raises InputError for bits outside 2..8 and for `nn.MultiheadAttention`, BitwrightError for a network without
     linear layers.
@@ -167,13 +168,11 @@ def integer_execution(network: Network, weight_bits: int = 8, activation_bits: i
     refuse_joint_projections(network)
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     twin = copy.deepcopy(network, memo=dict(shared))
-    replaced = 0
-    for name, module in list(twin.named_modules()):
-        if hasattr(module, "attend"):
-            module.attend = partial(integer_attention, bits=activation_bits)
-        if isinstance(module, nn.Linear):
-            twin = replace_module(twin, name, IntegerLinear(module, weight_bits, activation_bits))
-            replaced += 1
-    if not replaced:
+    layers = [name for name, module in twin.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
         raise BitwrightError(f"{type(network).__name__} has no linear layers to run on integers.")
+    for name in layers:
+        made = IntegerLinear(cast(nn.Linear, twin.get_submodule(name)), weight_bits, activation_bits)
+        twin = replace_module(twin, name, made)
+    replace_attention(twin, partial(integer_attention, bits=activation_bits))
     return twin.eval()

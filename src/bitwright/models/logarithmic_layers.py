@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from bitwright.arithmetic import logarithmic_multiplication as lmul
 from bitwright.core.errors import BitwrightError, InputError, UnknownNameError
-from bitwright.models.replacement import refuse_hidden_attention, refuse_joint_projections, replace_module
+from bitwright.models.attention_interception import attention_arguments, replace_attention
+from bitwright.models.replacement import refuse_joint_projections, replace_module
 
 Network = TypeVar("Network", bound=nn.Module)
 Scope = Literal["attention", "linear", "all"]
@@ -94,21 +95,17 @@ class LogarithmicLinear(nn.Module):
 
 
 def logarithmic_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False,
-    enable_gqa: bool = False, *, how: LogarithmicProducts,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False, *, how: LogarithmicProducts,
 ) -> Tensor:  # fmt: skip
     """`scaled_dot_product_attention` with both products L-Mul; arguments as `models.integer.integer_attention`."""
-    batch, heads, queries, width = query.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
-    if (heads != kv_heads and not enable_gqa) or heads % kv_heads:
-        raise InputError(f"Attention of {heads} heads over {kv_heads} key-value heads asked for; expected a multiple.")
-    if is_causal:
-        attn_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
-    shared = heads // kv_heads
-    out = torch.empty_like(query)
+    attn_mask, width = attention_arguments(query, key, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    batch, heads, queries = query.shape[:3]
+    keys, shared = key.shape[2], heads // key.shape[1]
+    out = query.new_empty(*query.shape[:3], value.shape[-1])
     for b in range(batch):
         for h in range(heads):
-            scores = how(query[b, h], key[b, h // shared].T) * width**-0.5
+            scores = how(query[b, h], key[b, h // shared].T) * width
             if attn_mask is not None:
                 mask = attn_mask.expand(batch, heads, queries, keys)[b, h]
                 scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
@@ -120,13 +117,13 @@ def with_logarithmic_products(
     network: Network, scope: Scope = "all", mantissa: int = 4, form: lmul.Form = "adder",
     offset: lmul.Offset | Mapping[str, float] = "paper", accumulation: str = "fp32",
 ) -> Network:  # fmt: skip
-    """A copy of `network` with L-Mul in its attention (modules with an `attend` function), its linear layers, or both;
-    parameters are shared.
+    """A copy of `network` with L-Mul in its attention (see `attention_interception.replace_attention`), its linear
+    layers, or both; parameters are shared.
 
     `offset` may be a constant per linear layer, by name (see `calibrated_offsets`); what it does not name keeps that of
     the paper. Raises UnknownNameError for other scopes and for layers that do not exist, InputError for
-    `nn.MultiheadAttention` and, unless only linear layers are asked for, for attention that calls
-    `scaled_dot_product_attention` without an `attend` function, BitwrightError where there is nothing to replace.
+    `nn.MultiheadAttention`, BitwrightError where there are no linear layers to replace; a network that turns out to
+    have no attention to replace either raises InputError when it runs.
     """
     if scope not in ("attention", "linear", "all"):
         raise UnknownNameError("scope", scope, ("attention", "linear", "all"))
@@ -134,25 +131,21 @@ def with_logarithmic_products(
     single = offset if isinstance(offset, Mapping) else {}
     how = LogarithmicProducts(mantissa, form, common, accumulation)
     refuse_joint_projections(network)
-    if scope != "linear":
-        refuse_hidden_attention(network)
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     for name in single:
         if name not in layers:
             raise UnknownNameError("linear layer", name, layers)
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     twin = copy.deepcopy(network, memo=dict(shared))
-    replaced = 0
-    for name, module in list(twin.named_modules()):
-        if scope != "linear" and hasattr(module, "attend"):
-            module.attend = partial(logarithmic_attention, how=how)
-            replaced += 1
-        if scope != "attention" and isinstance(module, nn.Linear):
+    if scope != "attention":
+        for name in layers:
             own = LogarithmicProducts(mantissa, form, single[name], accumulation) if name in single else how
-            twin = replace_module(twin, name, LogarithmicLinear(module, own))
-            replaced += 1
-    if not replaced:
-        raise BitwrightError(f"{type(network).__name__} has no products in the scope {scope!r} to replace.")
+            twin = replace_module(twin, name, LogarithmicLinear(cast(nn.Linear, twin.get_submodule(name)), own))
+    if scope != "linear":
+        needed = "L-Mul products in attention" if scope == "attention" or not layers else ""
+        replace_attention(twin, partial(logarithmic_attention, how=how), needed)
+    elif not layers:
+        raise BitwrightError(f"{type(network).__name__} has no linear layers to replace.")
     return twin
 
 

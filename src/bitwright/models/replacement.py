@@ -34,20 +34,6 @@ def refuse_joint_projections(model: nn.Module) -> None:
             )
 
 
-def refuse_hidden_attention(model: nn.Module) -> None:
-    """Raise InputError where a module without an `attend` function calls `scaled_dot_product_attention` in one of its
-    own methods: a conversion that sets `attend` would leave that attention as it is."""
-    for name, module in model.named_modules():
-        own = (member for kind in type(module).__mro__ if kind is not nn.Module for member in vars(kind).values())
-        codes = (getattr(member, "__code__", None) for member in own)
-        called = any(code is not None and "scaled_dot_product_attention" in code.co_names for code in codes)
-        if called and not hasattr(module, "attend"):
-            raise InputError(
-                f"{name or 'The model'} ({type(module).__name__}) calls scaled_dot_product_attention itself and would "
-                "keep its attention; give it an `attend` function that it calls instead."
-            )
-
-
 def refuse_loading(module: nn.Module) -> None:
     """Make `load_state_dict` raise InputError: for layers whose converted weights are not part of their state."""
     module.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
